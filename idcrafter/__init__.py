@@ -1,0 +1,1 @@
+"""IDCrafter's library: everything that the nodes do, usable without the graph."""

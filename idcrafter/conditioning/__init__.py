@@ -1,0 +1,1 @@
+"""One file a backbone's reference rule: how a cast becomes conditioning."""

@@ -1,0 +1,54 @@
+"""``python -m idcrafter.nano``: trains, evaluates and installs the nano weights.
+
+train vae|text|recogniser|detector|dit|all [--dir DIR]   resumes where it stopped install [--dir DIR]
+copies the results into idcrafter/nano/weights and writes the bundle and the card
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from . import install
+from .recipes import dit, faces, text, vae
+
+RECIPES = {
+    "vae": vae.train,
+    "text": text.train,
+    "recogniser": faces.train_recogniser,
+    "detector": faces.train_detector,
+    "dit": dit.train,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m idcrafter.nano", description="Trains and installs the nano weights."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train one part or all of them; resumes where it stopped")
+    train.add_argument("part", choices=[*RECIPES, "all"])
+    for command in (
+        train,
+        commands.add_parser("install", help="copy trained weights into the pack and write the bundle and the card"),
+    ):
+        command.add_argument(
+            "--dir",
+            type=Path,
+            default=Path("nano-training"),
+            help="folder of the training run (default: ./nano-training)",
+        )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if arguments.command == "install":
+        install.install(arguments.dir)
+        return
+    arguments.dir.mkdir(parents=True, exist_ok=True)
+    for name, recipe in RECIPES.items():
+        if arguments.part in (name, "all"):
+            logging.info("%s is in %s", name, recipe(arguments.dir))
+
+
+if __name__ == "__main__":
+    main()

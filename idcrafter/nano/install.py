@@ -1,0 +1,117 @@
+"""Puts trained weights into the pack: files, digests, the bundle's manifest and the card with its figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from .recipes import data, dit, faces, vae
+from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
+
+WEIGHTS = Path(__file__).parent / "weights"
+LICENCE = "Apache-2.0"
+REMAKE = "python -m idcrafter.nano train all && python -m idcrafter.nano install"
+FILES = {
+    "model": ("diffusion_models", "idcrafter_nano_dit.safetensors"),
+    "text_encoder": ("text_encoders", "idcrafter_nano_umt5.safetensors"),
+    "vae": ("vae", "idcrafter_nano_vae.safetensors"),
+}
+PACK = ("insightface", "models/idcrafter_nano", ("det_nano.onnx", "rec_nano.onnx"))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _runs(folder: Path) -> dict[str, dict]:
+    """Last row of each training curve and the sum of its seconds over resumed runs."""
+    runs = {}
+    for path in sorted(folder.glob("*.curve.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        seconds = sum(
+            row["seconds"]
+            for row, after in zip(rows, [*rows[1:], None], strict=True)
+            if after is None or after["seconds"] < row["seconds"]
+        )
+        runs[path.name.removesuffix(".curve.jsonl")] = {**rows[-1], "seconds": seconds}
+    return runs
+
+
+def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
+    lines = [
+        "# The nano weights",
+        "",
+        f"A complete small stack, trained by `idcrafter.nano` on a procedural world of puppets ({WIDTH}x{HEIGHT} px,",
+        f"{FRAMES} frames, {FPS} fps, 1-3 subjects). Licence: {LICENCE}. No picture of a real person and no other model's",
+        "weights went into them. They prove mechanisms; they do not render people.",
+        "",
+        "Data: identities are drawn from integers and split by hash into train (80 %), val (10 %) and sealed (10 %);",
+        f"training saw train identities only. The DiT saw {dit.TRAIN_SHARDS * data.SHARD} clips. References are photos",
+        "that are not from the clip.",
+        "",
+        "| run | steps | last loss | hours on this machine |",
+        "|---|---|---|---|",
+        *[
+            f"| {name} | {run['step']} | {run['loss']} | {run['seconds'] / 3600:.2f} |"
+            for name, run in _runs(folder).items()
+        ],
+        "",
+        "Scores of the parts on sealed identities (the whole stack is scored by `python run.py bench nano`):",
+        "",
+        "| part | score | value |",
+        "|---|---|---|",
+        *[f"| {part} | {name} | {value:.3f} |" for part, values in scores.items() for name, value in values.items()],
+        "",
+        f"Made by `{REMAKE}`; every run is seeded and resumes where it stopped.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def install(folder: Path) -> None:
+    """Copies what ``folder`` holds into ``weights`` and measures the parts on sealed identities."""
+    entries: dict[str, dict] = {}
+    for role, (kind, name) in FILES.items():
+        target = WEIGHTS / kind / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target)
+        entries[role] = {
+            "folder": kind,
+            "file": name,
+            "sha256": _digest(target),
+            "licence": LICENCE,
+            "download": REMAKE,
+        }
+    kind, name, files = PACK
+    for file in files:
+        target = WEIGHTS / kind / name / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "idcrafter_nano" / file, target)
+    entries["text_encoder"]["type"] = "wan"
+    entries["faces"] = {
+        "folder": kind,
+        "file": name,
+        "sha256": {file: _digest(WEIGHTS / kind / name / file) for file in files},
+        "det_size": faces.DETECTOR_SIZE,
+        "licence": LICENCE,
+        "download": REMAKE,
+    }
+    manifest = {
+        "format": "idcrafter-bundle",
+        "version": 1,
+        "name": "IDCrafter nano",
+        "description": f"Puppets at {WIDTH}x{HEIGHT}, {FRAMES} frames, 1-3 subjects; runs on a CPU.",
+        "licence": LICENCE,
+        "sampling": {"shift": dit.SHIFT},
+        **entries,
+    }
+    bundle = WEIGHTS / "bundles" / "nano.json"
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    bundle.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    scores = {
+        "VAE": vae.evaluate(WEIGHTS / "vae" / FILES["vae"][1], split="sealed"),
+        "face pack": faces.evaluate(WEIGHTS / kind / name, split="sealed"),
+    }
+    (WEIGHTS / "README.md").write_text(_card(folder, scores), encoding="utf-8")

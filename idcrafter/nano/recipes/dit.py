@@ -1,0 +1,192 @@
+"""The nano DiT: core's ``WanModel`` with width 256 and 6 blocks, trained by rectified flow with references by the
+Phantom rule.
+
+References are clean latent frames behind the noisy video (``time_dim_concat``), in cast order. For guidance,
+references and text are dropped now and then. The loss counts heads more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from . import data, text
+from .core import device, use_comfyui
+from .loop import Trainer
+
+log = logging.getLogger("idcrafter.nano")
+CONFIG = {
+    "dim": 256,
+    "ffn_dim": 1024,
+    "num_heads": 4,
+    "num_layers": 6,
+    "text_dim": text.CONFIG["d_model"],
+    "freq_dim": 256,
+}
+SHIFT = 3.0
+STEPS, BATCH, RATE = 4500, 24, 1.5e-3
+TRAIN_SHARDS, VAL_SHARDS = 24, 1
+DROP_TEXT, DROP_REFERENCES = 0.1, 0.1
+KEEP_FLOAT32 = ("patch_embedding", "modulation")
+
+
+def build(operations=None):
+    use_comfyui()
+    import comfy.ops
+    from comfy.ldm.wan.model import WanModel
+
+    return WanModel(**CONFIG, operations=operations or comfy.ops.disable_weight_init, dtype=torch.float32)
+
+
+def _initialise(model, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if name.endswith("modulation"):
+            p.data.normal_(0, p.shape[-1] ** -0.5, generator=generator)
+        elif name.startswith("head.head"):
+            p.data.zero_()
+        elif p.ndim > 1:
+            fan_in = p[0].numel()
+            p.data.normal_(0, 0.02 if "time_" in name else fan_in**-0.5, generator=generator)
+        elif name.endswith("bias"):
+            p.data.zero_()
+        else:
+            p.data.fill_(1)
+
+
+def sigmas(u: torch.Tensor) -> torch.Tensor:
+    """Uniform u in 0..1 -> noise levels with the shift that the model is sampled with."""
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
+
+
+class Batches:
+    """Training rows grouped by the number of subjects, because references lengthen the sequence."""
+
+    def __init__(self, rows: dict[str, torch.Tensor]):
+        self.rows = rows
+        self.groups = [torch.nonzero(rows["counts"] == c).flatten() for c in (1, 2, 3)]
+
+    def draw(self, rng: np.random.Generator, size: int, count: int | None = None):
+        count = count or int(rng.choice((1, 2, 3), p=data.COUNTS))
+        group = self.groups[count - 1]
+        index = group[torch.from_numpy(rng.integers(0, len(group), size))]
+        photo = torch.from_numpy(rng.integers(0, data.PHOTOS, (size, count)))
+        references = self.rows["references"][index[:, None], torch.arange(count)[None], photo]  # [B, S, 16, h, w]
+        tokens = self.rows["tokens"][index, torch.from_numpy(rng.integers(0, data.CAPTIONS, size))].long()
+        move = device()
+        return (
+            self.rows["latents"][index].float().to(move),
+            references.transpose(1, 2).float().to(move),
+            tokens.to(move),
+            self.rows["weights"][index].float().to(move),
+        )
+
+
+def _loss(model, encoder, batches: Batches, n: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng((seed, n))
+    clean, references, tokens, weights = batches.draw(rng, BATCH)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
+    keep_text = torch.from_numpy(rng.uniform(size=BATCH) >= DROP_TEXT).to(clean.device)
+    keep_references = torch.from_numpy(rng.uniform(size=BATCH) >= DROP_REFERENCES).to(clean.device)
+    empty = torch.full_like(tokens, text.PAD)
+    empty[:, 0] = text.END
+    with torch.no_grad():
+        context = text.encode(encoder, torch.where(keep_text[:, None], tokens, empty))
+    references = references * keep_references[:, None, None, None, None]
+    sigma = sigmas((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH).to(
+        clean.device
+    )  # stratified
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    s = sigma[:, None, None, None, None]
+    dtype = model.blocks[0].ffn[0].weight.dtype if hasattr(model, "blocks") else torch.bfloat16
+    velocity = model(
+        ((1 - s) * clean + s * noise).to(dtype),
+        (sigma * 1000).to(dtype),
+        context.to(dtype),
+        time_dim_concat=references.to(dtype),
+    ).float()
+    weights = (weights / weights.mean())[:, None]
+    return {"loss": (weights * (velocity - (noise - clean)).pow(2)).mean()}
+
+
+@torch.no_grad()
+def probe(model, encoder, rows: dict[str, torch.Tensor], seed: int = 5) -> dict[str, float]:
+    """Relative x0 error in heads at three noise levels with a clip's own references, with the two swapped, and with
+    other people's.
+
+    Two-subject clips. The error is relative to that with own references, so ``own`` is absolute and the others are
+    factors.
+    """
+    batches, rng = Batches(rows), np.random.default_rng(seed)
+    clean, references, tokens, weights = batches.draw(rng, 64, count=2)
+    context = text.encode(encoder, tokens)
+    head = (weights > 1)[:, None].float()
+    dtype = model.blocks[0].ffn[0].weight.dtype
+    errors = {}
+    for name, refs in (("own", references), ("swapped", references.flip(2)), ("others", references.roll(1, 0))):
+        total = 0.0
+        for level in (0.5, 0.75, 0.9):
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean.device)
+            noisy = (1 - level) * clean + level * noise
+            velocity = model(
+                noisy.to(dtype),
+                torch.full((len(clean),), level * 1000, device=clean.device, dtype=dtype),
+                context.to(dtype),
+                time_dim_concat=refs.to(dtype),
+            ).float()
+            total += float(((noisy - level * velocity - clean).pow(2) * head).sum() / head.sum() / clean.shape[1])
+        errors[name] = total / 3
+    return {
+        "own": round(errors["own"], 4),
+        "swapped": round(errors["swapped"] / errors["own"], 3),
+        "others": round(errors["others"] / errors["own"], 3),
+    }
+
+
+def train(folder: Path, seed: int = 41, compiled: bool = True) -> Path:
+    vae_path, text_path = folder / "idcrafter_nano_vae.safetensors", folder / "idcrafter_nano_umt5.safetensors"
+    batches = Batches(data.prepare(folder, vae_path, text_path, "train", TRAIN_SHARDS))
+    val = data.prepare(folder, vae_path, text_path, "val", VAL_SHARDS)
+    _, encoder = text.load(text_path)
+    model = build()
+    _initialise(model, seed)
+    model.to(device())
+    trainer = Trainer(
+        model,
+        folder,
+        "dit",
+        STEPS,
+        RATE,
+        warmup=100,
+        final=0.02,
+        decay_from=0.5,
+        weight_decay=0.01,
+        ema=0.997,
+        keep_float32=KEEP_FLOAT32,
+        adam=("modulation", "head.head"),
+    )
+    forward = torch.compile(model, dynamic=False) if compiled else model
+
+    def step(_, n: int) -> dict[str, torch.Tensor]:
+        if n and n % 500 == 0:
+            log.info("dit step %d probe %s", n, json.dumps(probe(model, encoder, val)))
+        return _loss(forward, encoder, batches, n, seed)
+
+    trainer.run(step)
+    log.info("dit probe of the averaged weights %s", json.dumps(probe(model, encoder, val)))
+    return export(model, folder / "idcrafter_nano_dit.safetensors")
+
+
+def export(model, path: Path) -> Path:
+    config = {"transformer": {k: CONFIG[k] for k in ("num_heads", "text_dim", "freq_dim")}}
+    save_file(
+        {k: v.half().contiguous().cpu() for k, v in model.state_dict().items()},
+        path,
+        {"format": "pt", "config": json.dumps(config), "licence": "Apache-2.0", "made_by": "idcrafter.nano"},
+    )
+    return path

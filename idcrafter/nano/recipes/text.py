@@ -1,0 +1,260 @@
+"""The nano text encoder: core's UMT5 at width 128 with a sentencepiece vocabulary of its own.
+
+It learns to read captions: from its token states, one query a subject must tell that subject's side, action and
+looks. Captions are worded by the pack's own composer, so that what ``IDCrafterRelate`` writes is what the encoder
+knows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import string
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ...relations.compose import compose
+from ...subjects.subject import Subject
+from ..world import ClipSpec, numbers_of_split, sample_clip_spec, sample_identity
+from ..world.identity import colour_name
+from ..world.scene import ACTIONS, TOGETHER, caption_action, partial_description
+from .core import device, use_comfyui
+from .loop import Trainer
+
+CONFIG = {"d_model": 128, "d_ff": 256, "d_kv": 32, "num_heads": 4, "num_layers": 3, "vocab_size": 320}
+LENGTH = 64
+PAD, END = 0, 1
+STEPS, BATCH = 900, 64
+MAX_SUBJECTS = 3
+SIDES = ("none", "left", "middle", "right")
+COLOURS = (
+    "unsaid",
+    "black",
+    "white",
+    "grey",
+    "pink",
+    "brown",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "purple",
+)
+NAMES = ("Ada", "Bo", "Cy")
+
+
+def caption(spec: ClipSpec, seed: int) -> tuple[str, list[dict[str, int]]]:
+    """A caption of a clip in the pack's ``ordinals`` wording, and what it says of each subject (class indices)."""
+    rng = np.random.default_rng((spec.seed, seed, 5))
+    looks = [partial_description(identity, rng) for identity in spec.identities]
+    names = NAMES[: len(looks)]
+    subjects = [Subject(name, "person", look, (), ()) for name, look in zip(names, looks, strict=True)]
+    text = compose(subjects, caption_action(spec, names, seed), "ordinals")
+    facts = []
+    for identity, look, side, action in zip(spec.identities, looks, spec.sides, spec.actions, strict=True):
+        said = f" {look} "
+        facts.append(
+            {
+                "side": SIDES.index(side),
+                "action": 1 + list(ACTIONS).index(action),
+                "together": list(TOGETHER).index(spec.together),
+                "hat": int(any(word in said for word in ("cap", "hat", "beanie"))),
+                "glasses": int("glasses" in said),
+                "clothes": COLOURS.index(colour_name(identity.clothes)) if "jumper" in said else 0,
+                "hair": COLOURS.index(colour_name(identity.hair)) if " hair " in said and "no hair" not in said else 0,
+            }
+        )
+    return text, facts
+
+
+FACTS = {
+    "side": len(SIDES),
+    "action": 1 + len(ACTIONS),
+    "together": len(TOGETHER),
+    "hat": 2,
+    "glasses": 2,
+    "clothes": len(COLOURS),
+    "hair": len(COLOURS),
+}
+
+
+def random_spec(rng: np.random.Generator) -> ClipSpec:
+    numbers = numbers_of_split("train", int(rng.integers(0, 10_000_000)))
+    count = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
+    return sample_clip_spec(tuple(sample_identity(next(numbers)) for _ in range(count)), int(rng.integers(0, 2**31)))
+
+
+class Tokenizer:
+    """Sentencepiece ids with the end token, padded to ``LENGTH`` as core's tokenizer does it with ``min_length``."""
+
+    def __init__(self, model_proto: bytes):
+        import sentencepiece
+
+        self.proto = model_proto
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
+
+    @classmethod
+    def train(cls, seed: int) -> Tokenizer:
+        import sentencepiece
+
+        rng = np.random.default_rng(seed)
+        texts = [caption(random_spec(rng), 0)[0] for _ in range(6000)]
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=out,
+            vocab_size=CONFIG["vocab_size"],
+            model_type="bpe",
+            normalization_rule_name="identity",
+            required_chars=string.printable.strip(),
+            pad_id=PAD,
+            eos_id=END,
+            unk_id=2,
+            bos_id=-1,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        return cls(out.getvalue())
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """[B, LENGTH] int64."""
+        ids = torch.full((len(texts), LENGTH), PAD, dtype=torch.int64)
+        for row, text in zip(ids, texts, strict=True):
+            tokens = [*self.processor.encode(text)[: LENGTH - 1], END]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
+def build(operations=None, dtype=torch.float32):
+    use_comfyui()
+    import comfy.ops
+    from comfy.text_encoders.t5 import T5
+
+    full = {"dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "umt5", **CONFIG}
+    return T5(full, dtype, None, operations or comfy.ops.disable_weight_init)
+
+
+def encode(encoder, ids: torch.Tensor) -> torch.Tensor:
+    """Token states [B, LENGTH, d_model], zero at padding: what core's Wan text encoder gives to the DiT."""
+    from comfy.ldm.modules.attention import optimized_attention_for_device
+
+    kept = (torch.cumsum((ids == END).int(), 1) - (ids == END).int()) == 0
+    mask = (
+        torch.zeros(kept.shape, device=ids.device)
+        .masked_fill(~kept, -torch.finfo(torch.float32).max)[:, None, None]
+        .expand(-1, -1, ids.shape[1], -1)
+    )
+    attention = optimized_attention_for_device(ids.device, mask=True, small_input=True)
+    x = encoder.shared(ids, out_dtype=torch.float32)
+    # core's T5Block adds in place, which autograd does not allow: the same sums, out of place
+    for block in encoder.encoder.block:
+        attend, feed = block.layer
+        x = x + attend.SelfAttention(attend.layer_norm(x), mask=mask, optimized_attention=attention)[0]
+        x = x + feed.DenseReluDense(feed.layer_norm(x))
+    return encoder.encoder.final_layer_norm(x) * kept[..., None]
+
+
+class Reader(nn.Module):
+    """The encoder and the questions that train it; only the encoder is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = build()
+        import comfy.ops
+
+        operations = comfy.ops.disable_weight_init
+        width = CONFIG["d_model"]
+        self.queries = nn.Parameter(torch.empty(MAX_SUBJECTS, width))
+        self.key = operations.Linear(width, width, bias=False)
+        self.value = operations.Linear(width, 2 * width)
+        self.answers = nn.ModuleDict({name: operations.Linear(2 * width, count) for name, count in FACTS.items()})
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits [B, MAX_SUBJECTS, classes] for each fact."""
+        states = encode(self.encoder, ids)
+        heads = 4
+        keys = self.key(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+        values = self.value(states).unflatten(-1, (heads, -1)).transpose(1, 2)
+        queries = self.queries.unflatten(-1, (heads, -1)).transpose(0, 1).expand(len(ids), -1, -1, -1)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(keys.shape[-1])
+        read = scores.masked_fill((ids == PAD)[:, None, None], float("-inf")).softmax(-1) @ values
+        read = nn.functional.gelu(read.transpose(1, 2).flatten(2))
+        return {name: answer(read) for name, answer in self.answers.items()}
+
+
+def _initialise(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            torch.nn.init.zeros_(p) if name.endswith("bias") else torch.nn.init.ones_(p)
+        elif "relative_attention_bias" in name:
+            torch.nn.init.zeros_(p)
+        else:
+            # core's T5 multiplies keys by sqrt(head width), so queries start smaller
+            scale = CONFIG["d_kv"] ** -0.5 if name.endswith("SelfAttention.q.weight") else 1.0
+            p.data.normal_(
+                0, scale * (1.0 if "shared" in name or "queries" in name else p.shape[1] ** -0.5), generator=generator
+            )
+
+
+def _loss(model: Reader, tokenizer: Tokenizer, n: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng((seed, n))
+    texts, labels = [], {name: np.full((BATCH, MAX_SUBJECTS), 0) for name in FACTS}
+    for b in range(BATCH):
+        text, facts = caption(random_spec(rng), n)
+        texts.append(text)
+        for i, fact in enumerate(facts):
+            for name, value in fact.items():
+                labels[name][b, i] = value
+    logits = model(tokenizer(texts).to(device()))
+    losses, right = [], []
+    for name, out in logits.items():
+        target = torch.from_numpy(labels[name]).to(out.device)
+        losses.append(nn.functional.cross_entropy(out.flatten(0, 1), target.flatten()))
+        right.append((out.argmax(-1) == target).float().mean())
+    return {
+        "loss": torch.stack(losses).mean(),
+        "right": torch.stack(right).mean().detach(),
+        "worst": torch.stack(right).min().detach(),
+    }
+
+
+def train(folder: Path, seed: int = 21) -> Path:
+    tokenizer = Tokenizer.train(seed)
+    model = Reader()
+    _initialise(model, seed)
+    model.to(device())
+    Trainer(
+        model,
+        folder,
+        "text",
+        STEPS,
+        2e-3,
+        dtype=torch.float32,
+        adam=("shared", "queries", "answers", "relative_attention_bias"),
+    ).run(lambda m, n: _loss(m, tokenizer, n, seed), log_every=100)
+    weights = {k: v.half().contiguous().cpu() for k, v in model.encoder.state_dict().items()}
+    weights["spiece_model"] = torch.frombuffer(bytearray(tokenizer.proto), dtype=torch.uint8)
+    path = folder / "idcrafter_nano_umt5.safetensors"
+    save_file(
+        weights,
+        path,
+        {"config": json.dumps(CONFIG), "min_length": str(LENGTH), "licence": "Apache-2.0", "made_by": "idcrafter.nano"},
+    )
+    return path
+
+
+def load(path: Path) -> tuple[Tokenizer, nn.Module]:
+    """The trained tokenizer and encoder, frozen, for training the DiT."""
+    weights = load_file(path)
+    tokenizer = Tokenizer(bytes(weights.pop("spiece_model").numpy()))
+    encoder = build()
+    encoder.load_state_dict({k: v.float() for k, v in weights.items()})
+    return tokenizer, encoder.requires_grad_(False).to(device())

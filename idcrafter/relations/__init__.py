@@ -1,0 +1,1 @@
+"""What happens between the subjects, as a prompt."""

@@ -1,0 +1,1 @@
+"""Takes of one shot: seeds, noise, guidance, and the store that lets an interrupted run continue."""

@@ -1,0 +1,1 @@
+"""Who is in the video: subjects, their photos, and how those are prepared."""
