@@ -85,6 +85,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def setup(environment: Environment, _options, _extra) -> int:
     print(f"python   {environment.python}\nComfyUI  {environment.comfyui}")
+    for folder in cache_folder().glob("env-*"):
+        if folder not in environment.python.parents:
+            print(f"unused   {folder}: of another version or python; it can be deleted")
     return 0
 
 

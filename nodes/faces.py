@@ -23,7 +23,7 @@ class ExtractFaces(io.ComfyNode):
             "or the photos of one subject disagree. Scores need it.",
             search_aliases=["idcrafter", "face detection", "face embedding", "insightface", "arcface", "contact sheet"],
             inputs=[
-                CastType.Input("cast"),
+                CastType.Input("cast", tooltip="From Cast; every photo of every subject is searched for faces."),
                 FaceAnalyzerType.Input(
                     "face_analyzer", tooltip="From Load Bundle. Its licence is written into reports."
                 ),

@@ -23,7 +23,7 @@ class LoadBundle(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "bundle",
-                    options=folder_paths.get_filename_list(bundles.FOLDER),
+                    options=[name for name in folder_paths.get_filename_list(bundles.FOLDER) if name.endswith(".json")],
                     tooltip="Manifest (.json) in models/idcrafter_bundles. All its files are looked for first; what is "
                     "missing is listed with the command that downloads it. Nothing is downloaded by itself.",
                 ),

@@ -10,6 +10,7 @@ from ..idcrafter.sampling.fingerprint import file_stamp, graph_signature, graph_
 from ..idcrafter.sampling.guiders import make_guider
 from ..idcrafter.sampling.run import sample_takes
 from ..idcrafter.sampling.store import TakeStore
+from ..model_loaders import files
 from .types import TakesType
 
 # A take is named by its own seed, so neither of these changes what a finished take is.
@@ -136,21 +137,23 @@ def _store(hidden, guider, sampler, sigmas, latent_image) -> TakeStore | None:
     if hidden is None or hidden.dynprompt is None or hidden.unique_id is None:
         return None
     graph = graph_signature(hidden.dynprompt.get_node, hidden.unique_id, _NOT_IN_KEY)
-    files = [stamp for text in set(graph_strings(graph)) for stamp in _file_stamps(text)]
+    stamps = [stamp for text in set(graph_strings(graph)) for stamp in _file_stamps(text)]
     return TakeStore(
         os.path.join(folder_paths.get_output_directory(), "idcrafter", "takes"),
-        run_key(guider, sampler, sigmas, latent_image, graph, files),
+        run_key(guider, sampler, sigmas, latent_image, graph, stamps),
     )
 
 
 def _file_stamps(text: str) -> list[tuple]:
-    """(name, size, mtime) of every model or input file that this text constant may name."""
-    if not text or "\n" in text or len(text) > 255:
+    """(name, (size, mtime)) of every model or input file that this text constant may name."""
+    try:
+        name = str(files.check_name(text))
+    except ValueError:
         return []
-    paths = [folder_paths.get_full_path(folder, text) for folder in folder_paths.folder_names_and_paths]
-    paths.append(os.path.join(folder_paths.get_input_directory(), text))
-    stamps = [(text, file_stamp(path)) for path in paths if path and os.path.isfile(path)]
-    return sorted(set(stamps))
+    paths = [folder_paths.get_full_path(folder, name) for folder in folder_paths.folder_names_and_paths]
+    if folder_paths.exists_annotated_filepath(text):
+        paths.append(folder_paths.get_annotated_filepath(text))
+    return [(text, file_stamp(path)) for path in paths if path is not None and os.path.isfile(path)]
 
 
 NODES = [SampleTakes]

@@ -43,7 +43,7 @@ class ScoreTakes(io.ComfyNode):
             "worst as much as the average. Missing, extra and exchanged people cost points.",
             search_aliases=["idcrafter", "face similarity", "identity score", "best of n", "arcface", "rank"],
             inputs=[
-                TakesType.Input("takes"),
+                TakesType.Input("takes", tooltip="From Sample Takes; each take is scored, whatever their number."),
                 io.Vae.Input("vae", tooltip="The VAE of the model that made the takes. One take is decoded at a time."),
                 CastType.Input("cast", tooltip="The cast from Extract Faces."),
                 io.Int.Input(
@@ -112,7 +112,7 @@ class PickTake(io.ComfyNode):
             "the output folder.",
             search_aliases=["idcrafter", "best take", "select", "choose seed", "save report", "save json"],
             inputs=[
-                TakesType.Input("takes"),
+                TakesType.Input("takes", tooltip="From Sample Takes, the same that were scored."),
                 ScorecardType.Input("scorecard", tooltip="From Score Takes, of the same takes."),
                 io.Vae.Input("vae", tooltip="Decodes the chosen take."),
                 io.Int.Input(

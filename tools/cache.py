@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,14 +22,19 @@ def cache_folder() -> Path:
     return folder
 
 
+def sweep(folder: Path, pattern: str, days: float = 7) -> None:
+    """Remove what earlier processes left behind, unless it is recent. Links are removed, never what they point to."""
+    for old in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > days * 86400:
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
+
 def log_file(name: str) -> Path:
-    """A fresh log file; logs older than a week are swept out so that the folder stays small."""
+    """A fresh log file in the cache; logs older than a week go."""
     folder = cache_folder() / "logs"
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.log"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > 7 * 86400:
-                old.unlink()
+    sweep(folder, "*.log")
     path = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     path.touch()
     return path

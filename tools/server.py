@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .cache import ROOT, cache_folder, log_file
+from .cache import ROOT, cache_folder, log_file, sweep
 from .client import Client, ServerError
 from .console import Failure, tail
 from .environment import Environment
@@ -43,7 +43,10 @@ class Server:
     ):
         self.environment = environment
         self.temporary = base is None
-        self.base = Path(tempfile.mkdtemp(prefix="run-", dir=cache_folder())) if base is None else Path(base)
+        if base is None:
+            sweep(cache_folder(), "run-*")  # of processes that were killed
+            base = tempfile.mkdtemp(prefix="run-", dir=cache_folder())
+        self.base = Path(base)
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         self.port = free_port(port)
@@ -58,7 +61,7 @@ class Server:
     def url(self) -> str:
         return self.client.url
 
-    def start(self, timeout: float = 300.0, on_wait=lambda: None) -> "Server":
+    def start(self, timeout: float = 600.0, on_wait=lambda: None) -> "Server":
         """Start the process and return once it answers and has the pack; Failure with the log's tail otherwise.
 
         `on_wait()` is called a few times a second meanwhile.

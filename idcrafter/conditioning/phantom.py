@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import comfy.latent_formats
 import comfy.model_management
+import comfy.utils
 import node_helpers
 import torch
 
@@ -63,12 +64,15 @@ def condition(
     check_size(width, height, length)
     check_vae(vae)
     used, left_out = choose_photos(cast, MAX_REFERENCES, "Phantom")
+    # Its update is also where an interrupt takes effect.
+    progress = comfy.utils.ProgressBar(len(used))
     frames, latents = [], []
     for ref in used:
         subject = cast.subjects[ref.subject]
         frame = letterbox(subject.photos[ref.photo], subject.masks[ref.photo], width, height).unsqueeze(0)
         frames.append(frame)
         latents.append(vae.encode(frame))
+        progress.update(1)
     references = torch.cat(latents, dim=2)
     no_references = comfy.latent_formats.Wan21().process_out(torch.zeros_like(references))
     samples = torch.zeros(

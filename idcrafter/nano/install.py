@@ -7,7 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from .recipes import data, dit, faces, vae
+from .world import render_photo, sample_identity
 from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -18,6 +21,10 @@ FILES = {
     "text_encoder": ("text_encoders", "idcrafter_nano_umt5.safetensors"),
     "vae": ("vae", "idcrafter_nano_vae.safetensors"),
 }
+# The example cast of the workflows: validation identities that training never saw.
+EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False)}
+PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
+PHOTO_SIZE = 256
 PACK = ("insightface", "models/idcrafter_nano", ("det_nano.onnx", "rec_nano.onnx"))
 
 
@@ -44,8 +51,8 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "# The nano weights",
         "",
         f"A complete small stack, trained by `idcrafter.nano` on a procedural world of puppets ({WIDTH}x{HEIGHT} px,",
-        f"{FRAMES} frames, {FPS} fps, 1-3 subjects). Licence: {LICENCE}. No picture of a real person and no other model's",
-        "weights went into them. They prove mechanisms; they do not render people.",
+        f"{FRAMES} frames, {FPS} fps, 1-3 subjects). Licence: {LICENCE}. No picture of a real person, no other model",
+        "went into them. They prove mechanisms; they do not render people.",
         "",
         "Data: identities are drawn from integers and split by hash into train (80 %), val (10 %) and sealed (10 %);",
         f"training saw train identities only. The DiT saw {dit.TRAIN_SHARDS * data.SHARD} clips. References are photos",
@@ -68,6 +75,14 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def write_photos() -> None:
+    """The reference photos of the example cast, as PNG: identity, seed, and whether the background is white."""
+    PHOTOS.mkdir(parents=True, exist_ok=True)
+    for name, (number, seed, white) in EXAMPLES.items():
+        picture, _ = render_photo(sample_identity(number), seed, PHOTO_SIZE, white=white)
+        Image.fromarray(picture).save(PHOTOS / f"{name}.png", optimize=True)
 
 
 def install(folder: Path) -> None:
@@ -110,6 +125,7 @@ def install(folder: Path) -> None:
     bundle = WEIGHTS / "bundles" / "nano.json"
     bundle.parent.mkdir(parents=True, exist_ok=True)
     bundle.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_photos()
     scores = {
         "VAE": vae.evaluate(WEIGHTS / "vae" / FILES["vae"][1], split="sealed"),
         "face pack": faces.evaluate(WEIGHTS / kind / name, split="sealed"),

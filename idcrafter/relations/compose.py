@@ -15,11 +15,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from ..subjects.subject import MAX_SUBJECTS, Subject
+from ..subjects.subject import Subject
 
 WORDINGS = ("descriptions", "ordinals")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-assert len(ORDINALS) == MAX_SUBJECTS
 
 _UNNAMED = {"person": "a person", "animal": "an animal", "object": "an object"}
 # "His brother", "this dog": already definite, an article in front would be wrong.

@@ -26,6 +26,16 @@ def test_encode_and_decode_like_cores_loader(load_vae, tiny_files):
     assert frames.shape == (1, 5, 32, 48, 3) and torch.equal(frames, core.decode(latent))
 
 
+def test_the_full_size_layout_is_that_of_the_release(pack, tmp_path):
+    """wan_2.1_vae.safetensors: 194 tensors, 126 892 531 parameters."""
+    shapes = tiny_models.vae_shapes(96)
+    header = pack.submodule("model_loaders.files").read_header(
+        tiny_models.write_header(tmp_path / "v.safetensors", shapes)
+    )
+    assert len(header.tensors) == 194 and header.parameters == 126892531
+    pack.submodule("model_loaders.vae").check(header)
+
+
 def test_core_can_make_another_copy(load_vae, tiny_files):
     factory, arguments = load_vae(tiny_files.vae).patcher.cached_patcher_init
     copy = factory(*arguments)

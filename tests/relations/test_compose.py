@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idcrafter.relations.compose import ORDINALS, compose, definite, tidy
-from idcrafter.subjects.subject import Subject, make_subject
+from idcrafter.subjects.subject import MAX_SUBJECTS, Subject, make_subject
 
 PHOTO = torch.zeros((1, 16, 16, 3))
 
@@ -56,6 +56,11 @@ def test_ordinals_in_the_dialect_of_nano():
         "The first is on the left and waves. The second is on the right and nods."
     )
     assert compose([first, second], "Bo takes Ada's hat", "ordinals").endswith("The second takes the first's hat.")
+
+
+def test_there_is_an_ordinal_for_everybody():
+    cast = [who(f"S{i}", f"look {i}") for i in range(MAX_SUBJECTS)]
+    assert f"The {ORDINALS[-1]} is look {MAX_SUBJECTS - 1}." in compose(cast, "S0 waves", "ordinals")
 
 
 def test_empty_descriptions_name_the_kind():

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idcrafter.rewards.scorecard import (
@@ -229,6 +229,7 @@ def test_digest_tells_latents_apart():
     assert latent_digest(a) != latent_digest(a + 1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(0, 500))
 def test_spread_frames(total, wanted):
     indices = spread_frames(total, wanted)

@@ -61,32 +61,40 @@ def write_dit(path: Path, seed: int = 0, metadata: dict | None = None, edit=None
     return _save(path, weights, metadata)
 
 
-def write_vae(path: Path, seed: int = 0, edit=None) -> Path:
-    """A Wan 2.1 VAE of width 8."""
+def vae_shapes(width: int = VAE_WIDTH) -> dict:
     import comfy.ldm.wan.vae
 
     with torch.device("meta"):
         model = comfy.ldm.wan.vae.WanVAE(
-            dim=VAE_WIDTH,
+            dim=width,
             z_dim=16,
             dim_mult=[1, 2, 4, 4],
             num_res_blocks=2,
             attn_scales=[],
             temperal_downsample=[False, True, True],
         )
-    weights = random_weights({name: tensor.shape for name, tensor in model.state_dict().items()}, seed)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def write_vae(path: Path, seed: int = 0, edit=None) -> Path:
+    """A Wan 2.1 VAE of width 8."""
+    weights = random_weights(vae_shapes(), seed)
     if edit is not None:
         edit(weights)
     return _save(path, weights, {})
 
 
-def write_umt5(path: Path, seed: int = 0, metadata: dict | None = None, edit=None) -> Path:
-    """A UMT5 encoder with its own sentencepiece vocabulary in `spiece_model`."""
+def umt5_shapes(**sizes) -> dict:
     import comfy.text_encoders.t5
 
-    config = {**UMT5_CONFIG, "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "umt5"}
+    config = {**sizes, "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "umt5"}
     model = comfy.text_encoders.t5.T5(config, torch.float32, "meta", torch.nn)
-    weights = random_weights({name: tensor.shape for name, tensor in model.state_dict().items()}, seed)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def write_umt5(path: Path, seed: int = 0, metadata: dict | None = None, edit=None) -> Path:
+    """A UMT5 encoder with its own sentencepiece vocabulary in `spiece_model`."""
+    weights = random_weights(umt5_shapes(**UMT5_CONFIG), seed)
     weights["spiece_model"] = torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)
     if edit is not None:
         edit(weights)
@@ -113,6 +121,24 @@ def sentencepiece_model() -> bytes:
         minloglevel=2,
     )
     return out.getvalue()
+
+
+def write_header(path: Path, shapes: dict, dtype: str = "BF16", **other_dtypes: str) -> Path:
+    """A safetensors file of any size whose weights take no disk: what a loader sees before it loads.
+
+    dtype         of all tensors but those named in `other_dtypes`
+    """
+    entries, offset = {}, 0
+    for name, shape in shapes.items():
+        kind = other_dtypes.get(name, dtype)
+        size = torch.Size(shape).numel() * {"U8": 1, "BF16": 2, "F16": 2, "F32": 4}[kind]
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+    return path
 
 
 def _save(path: Path, weights: dict, metadata: dict) -> Path:

@@ -25,6 +25,8 @@ def use_comfyui() -> None:
         ) from error
     if not torch.cuda.is_available():
         comfy.cli_args.args.cpu = True
+    # core's default on a CPU recomputes attention in the backward pass
+    comfy.cli_args.args.use_pytorch_cross_attention = True
     import comfy.model_management
 
     comfy.model_management.in_training = True

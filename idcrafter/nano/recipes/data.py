@@ -13,8 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...subjects.references import letterbox
-from ..world import Clip, Identity, numbers_of_split, render_clip, render_photo, sample_clip_spec, sample_identity
-from ..world.scene import FRAMES, HEIGHT, WIDTH
+from ..world import (
+    Clip,
+    ClipSpec,
+    Identity,
+    numbers_of_split,
+    render_clip,
+    render_photo,
+    sample_clip_spec,
+    sample_identity,
+)
+from ..world.scene import FRAMES, HEIGHT, SIDES, WIDTH
 from . import text, vae
 from .core import device
 
@@ -44,25 +53,32 @@ def _head_weights(clip: Clip) -> torch.Tensor:
     return torch.from_numpy(weights)
 
 
+def _specs(split: str, index: int) -> list[tuple[ClipSpec, list[int]]]:
+    """The clips of a shard and the seeds of their subjects' photos, ``PHOTOS`` a subject."""
+    rng = np.random.default_rng((31, index, len(split)))
+    numbers = numbers_of_split(split, index * SHARD * 30)
+    specs = []
+    for _ in range(SHARD):
+        count = int(rng.choice((1, 2, 3), p=COUNTS))
+        identities = tuple(sample_identity(next(numbers)) for _ in range(count))
+        spec = sample_clip_spec(identities, int(rng.integers(0, 2**31)))
+        specs.append((spec, [int(rng.integers(0, 2**31)) for _ in range(count * PHOTOS)]))
+    return specs
+
+
 @torch.no_grad()
 def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.Tensor]:
     from comfy.latent_formats import Wan21
 
     normalise = Wan21().process_in
-    rng = np.random.default_rng((31, index, len(split)))
-    numbers = numbers_of_split(split, index * SHARD * 30)
     latents, references, weights, counts, tokens = [], [], [], [], []
-    for _ in range(SHARD):
-        count = int(rng.choice((1, 2, 3), p=COUNTS))
-        spec = sample_clip_spec(
-            tuple(sample_identity(next(numbers)) for _ in range(count)), int(rng.integers(0, 2**31))
-        )
+    for spec, photo_seeds in _specs(split, index):
+        count = len(spec.identities)
         clip = render_clip(spec)
         video = torch.from_numpy(clip.frames).to(device()).to(torch.bfloat16).permute(3, 0, 1, 2)[None] / 127.5 - 1
         latents.append(normalise(model.encode(video).float())[0])
-        photos = torch.cat(
-            [_reference(identity, int(rng.integers(0, 2**31))) for identity in spec.identities for _ in range(PHOTOS)]
-        )
+        owners = [identity for identity in spec.identities for _ in range(PHOTOS)]
+        photos = torch.cat([_reference(identity, seed) for identity, seed in zip(owners, photo_seeds, strict=True)])
         encoded = normalise(model.encode(photos.to(device()).to(torch.bfloat16)).float())[:, :, 0]
         padded = encoded.new_zeros(text.MAX_SUBJECTS, PHOTOS, *encoded.shape[1:])
         padded[:count] = encoded.unflatten(0, (count, PHOTOS))
@@ -81,7 +97,8 @@ def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.T
 
 def prepare(folder: Path, vae_path: Path, text_path: Path, split: str, shards: int) -> dict[str, torch.Tensor]:
     """Encodes what is missing and returns all shards: ``latents`` [N, 16, 3, 8, 12], ``references`` [N, 3, PHOTOS,
-    16, 8, 12] (model space), ``weights`` [N, 3, 8, 12], ``counts`` [N], ``tokens`` [N, CAPTIONS, LENGTH].
+    16, 8, 12] (model space), ``weights`` [N, 3, 8, 12], ``counts`` [N], ``ordered`` [N] (subjects stand in cast
+    order), ``tokens`` [N, CAPTIONS, LENGTH].
     """
     model = vae.build()
     model.load_state_dict({k: v.float() for k, v in load_file(vae_path).items()})
@@ -96,4 +113,7 @@ def prepare(folder: Path, vae_path: Path, text_path: Path, split: str, shards: i
             os.replace(path.with_suffix(".part"), path)
             log.info("encoded %s (%d of %d)", path.name, index + 1, shards)
         parts.append(load_file(path))
-    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    rows = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    specs = [spec for index in range(shards) for spec, _ in _specs(split, index)]
+    rows["ordered"] = torch.tensor([spec.sides == SIDES[len(spec.sides)] for spec in specs])
+    return rows

@@ -147,9 +147,9 @@ def _detection_batch(seed: int, n: int) -> tuple[torch.Tensor, list[torch.Tensor
                 near = distance < 0.5 * size
                 inside = distance < max(0.22 * size, 0.55 * stride)
                 target = targets[level][b]
-                target[..., 0][near & (target[..., 1] == 0)] = 0  # neither face nor background
-                if level != _level_of(size):
+                if level != _level_of(size):  # there it is background: an eye is no small face
                     continue
+                target[..., 0][near & (target[..., 1] == 0)] = 0  # neither face nor background
                 target[inside, 0], target[inside, 1] = 1, 1
                 points = np.stack([xs[inside], ys[inside]], axis=1)
                 target[inside, 2:6] = np.concatenate([points - box[:2], box[2:] - points], axis=1) / stride

@@ -22,7 +22,7 @@ from .loop import Trainer
 log = logging.getLogger("idcrafter.nano")
 DIM = 16
 IMAGE_STEPS, IMAGE_BATCH = 3000, 4
-VIDEO_STEPS, VIDEO_BATCH = 350, 2
+VIDEO_STEPS, VIDEO_BATCH = 220, 2
 LATENT_NOISE = (
     0.1  # the deviation of the noise that the decoder must bear, in units where the penalty below holds latents near 1
 )
