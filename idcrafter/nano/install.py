@@ -58,6 +58,9 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         f"training saw train identities only. The DiT saw {dit.TRAIN_SHARDS * data.SHARD} clips. References are photos",
         "that are not from the clip.",
         "",
+        "In this edition the subjects stand in cast order from left to right, whatever the prompt says of sides: the DiT's",
+        f"last steps saw ordered clips only (this file's run: steps 1,170 to {dit.STEPS:,}; the recipe: all of them).",
+        "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
         *[

@@ -53,13 +53,13 @@ class Clip:
     faces: tuple[tuple[Face | None, ...], ...] = field(repr=False)
 
 
-def sample_clip_spec(identities: tuple[Identity, ...], seed: int) -> ClipSpec:
-    """Draws sides, actions and a common movement for these identities."""
+def sample_clip_spec(identities: tuple[Identity, ...], seed: int, sides: tuple[str, ...] | None = None) -> ClipSpec:
+    """Draws sides (unless given), actions and a common movement for these identities."""
     rng = np.random.default_rng((seed, 1))
-    sides = tuple(str(s) for s in rng.permutation(SIDES[len(identities)]))
+    drawn = tuple(str(s) for s in rng.permutation(SIDES[len(identities)]))
     actions = tuple(str(a) for a in rng.choice(list(ACTIONS), len(identities)))
     together = str(rng.choice(["approach", "part"])) if len(identities) == 2 and rng.uniform() < 0.3 else None
-    return ClipSpec(identities, sides, actions, together, seed)
+    return ClipSpec(identities, sides or drawn, actions, together, seed)
 
 
 def caption_action(spec: ClipSpec, names: tuple[str, ...], seed: int) -> str:
