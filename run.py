@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, extra = parse(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a log line may hold what the console's code page lacks
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the server as Ctrl-C does
+    # End the server as Ctrl-C does; started in the background by a shell, SIGINT itself would be ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     command = {"setup": setup, "serve": serve, "demo": demo, "test": test, "bench": bench}[options.command]
     try:
         return command(prepare(options.comfyui, options.fresh), options, extra)

@@ -17,7 +17,7 @@ SHARE_OF_MEGABYTES = 40
 def clip():
     """A clip of two sealed identities."""
     cast = tuple(world.sample_identity(n) for n in itertools.islice(world.numbers_of_split("sealed"), 2))
-    return world.render_clip(world.sample_clip_spec(cast, 11))
+    return world.render_clip(world.sample_clip_spec(cast, 11, ("left", "right")))
 
 
 @pytest.fixture(scope="module")
