@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "idcrafter" / "nano" / "weights" / "insightface" / "models" / "idcrafter_nano"
 CLIPS = 4
 
-pytestmark = pytest.mark.skipif(not any(FOLDER.glob("*.onnx")), reason=f"no nano face pack in {FOLDER}")
-
 
 @pytest.fixture(scope="module")
 def analyzer(pack):
