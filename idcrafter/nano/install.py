@@ -74,7 +74,7 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "|---|---|---|",
         *[f"| {part} | {name} | {value:.3f} |" for part, values in scores.items() for name, value in values.items()],
         "",
-        f"Made by `{REMAKE}`; every run is seeded and resumes where it stopped.",
+        f"Train them anew with `{REMAKE}`; every run is seeded and resumes where it stopped.",
         "",
     ]
     return "\n".join(lines)
