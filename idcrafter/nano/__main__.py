@@ -1,7 +1,7 @@
 """``python -m idcrafter.nano``: trains, evaluates and installs the nano weights.
 
-train vae|text|recogniser|detector|dit|all [--dir DIR]   resumes where it stopped install [--dir DIR]
-copies the results into idcrafter/nano/weights and writes the bundle and the card
+train vae|text|recogniser|monitor|detector|dit|all [--dir DIR]   resumes where it stopped
+install [--dir DIR]   copies the results into idcrafter/nano/weights and writes the bundle and the card
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ RECIPES = {
     "vae": vae.train,
     "text": text.train,
     "recogniser": faces.train_recogniser,
+    "monitor": faces.train_monitor,
     "detector": faces.train_detector,
     "dit": dit.train,
 }

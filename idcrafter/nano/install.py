@@ -25,7 +25,7 @@ FILES = {
 EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False)}
 PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
 PHOTO_SIZE = 256
-PACK = ("insightface", "models/idcrafter_nano", ("det_nano.onnx", "rec_nano.onnx"))
+PACK = ("insightface", f"models/{faces.PACK}", ("det_nano.onnx", "rec_nano.onnx"))
 
 
 def _digest(path: Path) -> str:
@@ -57,9 +57,6 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "Data: identities are drawn from integers and split by hash into train (80 %), val (10 %) and sealed (10 %);",
         f"training saw train identities only. The DiT saw {dit.TRAIN_SHARDS * data.SHARD} clips. References are photos",
         "that are not from the clip.",
-        "",
-        "In this edition the subjects stand in cast order from left to right, whatever the prompt says of sides: the",
-        f"DiT's last steps saw ordered clips only (the shipped run: steps 1,170 to {dit.STEPS:,}; the recipe: all).",
         "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
@@ -103,10 +100,11 @@ def install(folder: Path) -> None:
             "download": REMAKE,
         }
     kind, name, files = PACK
-    for file in files:
-        target = WEIGHTS / kind / name / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "idcrafter_nano" / file, target)
+    for pack in (faces.PACK, faces.MONITOR_PACK):
+        target = WEIGHTS / kind / "models" / pack
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / faces.PACK / files[0], target / files[0])  # one detector for both
+        shutil.copyfile(folder / pack / files[1], target / files[1])
     entries["text_encoder"]["type"] = "wan"
     entries["faces"] = {
         "folder": kind,
@@ -132,5 +130,6 @@ def install(folder: Path) -> None:
     scores = {
         "VAE": vae.evaluate(WEIGHTS / "vae" / FILES["vae"][1], split="sealed"),
         "face pack": faces.evaluate(WEIGHTS / kind / name, split="sealed"),
+        "monitor pack": faces.evaluate(WEIGHTS / kind / "models" / faces.MONITOR_PACK, split="sealed"),
     }
     (WEIGHTS / "README.md").write_text(_card(folder, scores), encoding="utf-8")

@@ -23,7 +23,7 @@ from ..world import (
     sample_clip_spec,
     sample_identity,
 )
-from ..world.scene import FRAMES, HEIGHT, SIDES, WIDTH
+from ..world.scene import FRAMES, HEIGHT, WIDTH
 from . import text, vae
 from .core import device
 
@@ -40,6 +40,25 @@ def _reference(identity: Identity, seed: int) -> torch.Tensor:
     size = int(np.random.default_rng((seed, 6)).integers(64, 160))
     photo = torch.from_numpy(render_photo(identity, seed, size)[0]).float() / 255
     return letterbox(photo, None, WIDTH, HEIGHT).permute(2, 0, 1)[None, :, None] * 2 - 1
+
+
+def _owners(clip: Clip) -> torch.Tensor:
+    """[3, HEIGHT/16, WIDTH/16] int8: whose head and body covers the middle of a token of the DiT, -1 where nobody's or
+    more than one's does.
+    """
+    tokens = np.full(((FRAMES - 1) // 4 + 1, HEIGHT // 16, WIDTH // 16), -1, np.int8)
+    y, x = np.mgrid[8:HEIGHT:16, 8:WIDTH:16]
+    shared = np.zeros(tokens.shape, bool)
+    for f, faces in enumerate(clip.faces):
+        t = (f + 3) // 4
+        for subject, face in enumerate(faces):
+            if face is not None:
+                x0, y0, x1, y1 = face.box
+                covered = (x > x0) & (x < x1) & (y > y0) & (y < 2 * y1 - y0)
+                shared[t] |= covered & (tokens[t] >= 0) & (tokens[t] != subject)
+                tokens[t][covered] = subject
+    tokens[shared] = -1
+    return torch.from_numpy(tokens)
 
 
 def _head_weights(clip: Clip) -> torch.Tensor:
@@ -71,7 +90,7 @@ def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.T
     from comfy.latent_formats import Wan21
 
     normalise = Wan21().process_in
-    latents, references, weights, counts, tokens = [], [], [], [], []
+    latents, references, weights, owners, counts, tokens = [], [], [], [], [], []
     for spec, photo_seeds in _specs(split, index):
         count = len(spec.identities)
         clip = render_clip(spec)
@@ -84,12 +103,14 @@ def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.T
         padded[:count] = encoded.unflatten(0, (count, PHOTOS))
         references.append(padded)
         weights.append(_head_weights(clip))
+        owners.append(_owners(clip))
         counts.append(count)
         tokens.append(tokenizer([text.caption(spec, s)[0] for s in range(CAPTIONS)]))
     return {
         "latents": torch.stack(latents).bfloat16().cpu(),
         "references": torch.stack(references).bfloat16().cpu(),
         "weights": torch.stack(weights).half(),
+        "owners": torch.stack(owners),
         "counts": torch.tensor(counts),
         "tokens": torch.stack(tokens).short(),
     }
@@ -97,8 +118,8 @@ def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.T
 
 def prepare(folder: Path, vae_path: Path, text_path: Path, split: str, shards: int) -> dict[str, torch.Tensor]:
     """Encodes what is missing and returns all shards: ``latents`` [N, 16, 3, 8, 12], ``references`` [N, 3, PHOTOS,
-    16, 8, 12] (model space), ``weights`` [N, 3, 8, 12], ``counts`` [N], ``ordered`` [N] (subjects stand in cast
-    order), ``tokens`` [N, CAPTIONS, LENGTH].
+    16, 8, 12] (model space), ``weights`` [N, 3, 8, 12], ``owners`` [N, 3, 4, 6], ``counts`` [N], ``tokens``
+    [N, CAPTIONS, LENGTH].
     """
     model = vae.build()
     model.load_state_dict({k: v.float() for k, v in load_file(vae_path).items()})
@@ -113,7 +134,4 @@ def prepare(folder: Path, vae_path: Path, text_path: Path, split: str, shards: i
             os.replace(path.with_suffix(".part"), path)
             log.info("encoded %s (%d of %d)", path.name, index + 1, shards)
         parts.append(load_file(path))
-    rows = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-    specs = [spec for index in range(shards) for spec, _ in _specs(split, index)]
-    rows["ordered"] = torch.tensor([spec.sides == SIDES[len(spec.sides)] for spec in specs])
-    return rows
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

@@ -3,6 +3,12 @@ Phantom rule.
 
 References are clean latent frames behind the noisy video (``time_dim_concat``), in cast order. For guidance,
 references and text are dropped now and then. The loss counts heads more.
+
+Who stands where is said by the text alone. To copy a reference to its place, a video token must first read from the
+text which subject is there, and then look that reference up: neither half lowers the loss without the other, and
+training stays for thousands of steps on the mixture of the subjects. So a linear readout, thrown away after
+training, must tell from the tokens in the middle of the model which subject they show; Ingredients supervises its
+router in the same way (arXiv 2501.01790, the routing loss).
 """
 
 from __future__ import annotations
@@ -30,9 +36,7 @@ CONFIG = {
 }
 SHIFT = 3.0
 STEPS, BATCH, RATE = 2300, 24, 1.5e-3
-# First, clips whose subjects stand in cast order: copying a reference to its place is learnt long before reading who
-# stands where, and without it the loss stays on the plateau of a mixture of the subjects.
-ORDERED_STEPS = 2300
+READ_AFTER, READ_WEIGHT = 3, 0.2  # blocks in front of the readout; weight of its cross-entropy
 TRAIN_SHARDS, VAL_SHARDS = 18, 1
 DROP_TEXT, DROP_REFERENCES = 0.1, 0.1
 KEEP_FLOAT32 = ("patch_embedding", "modulation")
@@ -51,7 +55,7 @@ def _initialise(model, seed: int) -> None:
     for name, p in model.named_parameters():
         if name.endswith("modulation"):
             p.data.normal_(0, p.shape[-1] ** -0.5, generator=generator)
-        elif name.startswith("head.head"):
+        elif "head.head" in name:
             p.data.zero_()
         elif p.ndim > 1:
             fan_in = p[0].numel()
@@ -67,19 +71,42 @@ def sigmas(u: torch.Tensor) -> torch.Tensor:
     return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
-def make_forward(model, compiled: bool = False):
-    """A function (noisy [B, 16, T, h, w], sigma [B], context, references [B, 16, S, h, w]) -> velocity like noisy.
+class Supervised(torch.nn.Module):
+    """The DiT and the readout that names the subject of a token (none of it is kept after training)."""
+
+    def __init__(self):
+        super().__init__()
+        self.dit = build()
+        import comfy.ops
+
+        self.readout = comfy.ops.disable_weight_init.Linear(CONFIG["dim"], text.MAX_SUBJECTS)
+
+
+def make_forward(model: Supervised, compiled: bool = False):
+    """A function (noisy [B, 16, T, h, w], sigma [B], context, references [B, 16, S, h, w]) -> velocity like noisy, and
+    logits [B, T * h/2 * w/2, MAX_SUBJECTS] of the readout.
 
     ``WanModel.forward`` without its wrappers, which keep torch.compile from seeing one graph. Computes in the dtype
     of the model's blocks; float32 in and out.
     """
+    dit = model.dit
 
     def forward(noisy, sigma, context, references):
-        dtype = model.blocks[0].ffn[0].weight.dtype
+        dtype = dit.blocks[0].ffn[0].weight.dtype
         x = torch.cat([noisy, references], dim=2).to(dtype)
-        freqs = model.rope_encode(*x.shape[2:], device=x.device, dtype=x.dtype)
-        out = model.forward_orig(x, sigma * 1000, context.to(dtype), freqs=freqs, transformer_options={})
-        return out[:, :, : noisy.shape[2]].float()
+        freqs = dit.rope_encode(*x.shape[2:], device=x.device, dtype=x.dtype)
+        middle = []
+
+        def watch(args, extra):
+            out = extra["original_block"](args)
+            middle.append(out["img"])
+            return out
+
+        options = {"patches_replace": {"dit": {("double_block", READ_AFTER - 1): watch}}}
+        out = dit.forward_orig(x, sigma * 1000, context.to(dtype), freqs=freqs, transformer_options=options)
+        tokens = middle[0][:, : noisy[0, 0].numel() // 4]
+        named = model.readout(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:]))
+        return out[:, :, : noisy.shape[2]].float(), named.float()
 
     return torch.compile(forward, fullgraph=True, dynamic=False) if compiled else forward
 
@@ -90,11 +117,10 @@ class Batches:
     def __init__(self, rows: dict[str, torch.Tensor]):
         self.rows = rows
         self.groups = [torch.nonzero(rows["counts"] == c).flatten() for c in (1, 2, 3)]
-        self.ordered = [group[rows["ordered"][group]] for group in self.groups]
 
-    def draw(self, rng: np.random.Generator, size: int, count: int | None = None, ordered: bool = False):
+    def draw(self, rng: np.random.Generator, size: int, count: int | None = None):
         count = count or int(rng.choice((1, 2, 3), p=data.COUNTS))
-        group = (self.ordered if ordered else self.groups)[count - 1]
+        group = self.groups[count - 1]
         index = group[torch.from_numpy(rng.integers(0, len(group), size))]
         photo = torch.from_numpy(rng.integers(0, data.PHOTOS, (size, count)))
         references = self.rows["references"][index[:, None], torch.arange(count)[None], photo]  # [B, S, 16, h, w]
@@ -105,12 +131,13 @@ class Batches:
             references.transpose(1, 2).float().to(move),
             tokens.to(move),
             self.rows["weights"][index].float().to(move),
+            self.rows["owners"][index].long().flatten(1).to(move),
         )
 
 
 def _loss(forward, encoder, batches: Batches, n: int, seed: int) -> dict[str, torch.Tensor]:
     rng = np.random.default_rng((seed, n))
-    clean, references, tokens, weights = batches.draw(rng, BATCH, ordered=n < ORDERED_STEPS)
+    clean, references, tokens, weights, owners = batches.draw(rng, BATCH)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
     keep_text = torch.from_numpy(rng.uniform(size=BATCH) >= DROP_TEXT).to(clean.device)
     keep_references = torch.from_numpy(rng.uniform(size=BATCH) >= DROP_REFERENCES).to(clean.device)
@@ -124,36 +151,43 @@ def _loss(forward, encoder, batches: Batches, n: int, seed: int) -> dict[str, to
     )  # stratified
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     s = sigma[:, None, None, None, None]
-    velocity = forward((1 - s) * clean + s * noise, sigma, context, references)
+    velocity, named = forward((1 - s) * clean + s * noise, sigma, context, references)
     weights = (weights / weights.mean())[:, None]
-    return {"loss": (weights * (velocity - (noise - clean)).pow(2)).mean()}
+    flow = (weights * (velocity - (noise - clean)).pow(2)).mean()
+    # without its text a clip does not say who stands where
+    owners = torch.where(keep_text[:, None], owners, -1)
+    reading = torch.nn.functional.cross_entropy(named.flatten(0, 1), owners.flatten(), ignore_index=-1)
+    return {"loss": flow + READ_WEIGHT * reading, "flow": flow, "reading": reading}
 
 
 @torch.no_grad()
-def probe(forward, encoder, rows: dict[str, torch.Tensor], ordered: bool = False, seed: int = 5) -> dict[str, float]:
+def probe(forward, encoder, rows: dict[str, torch.Tensor], seed: int = 5) -> dict[str, float]:
     """Relative x0 error in heads at three noise levels with a clip's own references, with the two swapped, and with
     other people's.
 
     Two-subject clips. The error is relative to that with own references, so ``own`` is absolute and the others are
-    factors.
+    factors. ``read`` is the share of tokens whose subject the readout names, at the highest noise level.
     """
     batches, rng = Batches(rows), np.random.default_rng(seed)
-    clean, references, tokens, weights = batches.draw(rng, 48, count=2, ordered=ordered)
+    clean, references, tokens, weights, owners = batches.draw(rng, 96, count=2)
     context = text.encode(encoder, tokens)
     head = (weights > 1)[:, None].float()
-    errors = {}
+    errors, read = {}, 0.0
     for name, refs in (("own", references), ("swapped", references.flip(2)), ("others", references.roll(1, 0))):
         total = 0.0
         for level in (0.5, 0.75, 0.9):
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean.device)
             noisy = (1 - level) * clean + level * noise
-            velocity = forward(noisy, torch.full((len(clean),), level, device=clean.device), context, refs)
+            velocity, named = forward(noisy, torch.full((len(clean),), level, device=clean.device), context, refs)
+            if name == "own":
+                read = float((named.argmax(-1) == owners)[owners >= 0].float().mean())
             total += float(((noisy - level * velocity - clean).pow(2) * head).sum() / head.sum() / clean.shape[1])
         errors[name] = total / 3
     return {
         "own": round(errors["own"], 4),
         "swapped": round(errors["swapped"] / errors["own"], 3),
         "others": round(errors["others"] / errors["own"], 3),
+        "read": round(read, 3),
     }
 
 
@@ -162,7 +196,7 @@ def train(folder: Path, seed: int = 41, compiled: bool = True) -> Path:
     batches = Batches(data.prepare(folder, vae_path, text_path, "train", TRAIN_SHARDS))
     val = data.prepare(folder, vae_path, text_path, "val", VAL_SHARDS)
     _, encoder = text.load(text_path)
-    model = build()
+    model = Supervised()
     _initialise(model, seed)
     model.to(device())
     trainer = Trainer(
@@ -177,18 +211,18 @@ def train(folder: Path, seed: int = 41, compiled: bool = True) -> Path:
         weight_decay=0.01,
         ema=0.997,
         keep_float32=KEEP_FLOAT32,
-        adam=("modulation", "head.head"),
+        adam=("modulation", "head.head", "readout"),
     )
     forward, plain = make_forward(model, compiled), make_forward(model)
 
     def step(_, n: int) -> dict[str, torch.Tensor]:
         if n and n % 500 == 0:
-            log.info("dit step %d probe %s", n, json.dumps(probe(plain, encoder, val, n < ORDERED_STEPS)))
+            log.info("dit step %d probe %s", n, json.dumps(probe(plain, encoder, val)))
         return _loss(forward, encoder, batches, n, seed)
 
     trainer.run(step)
     log.info("dit probe of the averaged weights %s", json.dumps(probe(plain, encoder, val)))
-    return export(model, folder / "idcrafter_nano_dit.safetensors")
+    return export(model.dit, folder / "idcrafter_nano_dit.safetensors")
 
 
 def export(model, path: Path) -> Path:

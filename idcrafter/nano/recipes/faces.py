@@ -22,6 +22,7 @@ from .core import device, use_comfyui
 from .loop import Trainer
 from .nets import ANCHORS, STRIDES, Detector, Recogniser, initialise
 
+PACK, MONITOR_PACK = "idcrafter_nano", "idcrafter_nano_monitor"
 RECOGNISER_STEPS, IDENTITIES, VIEWS, TEMPERATURE = 450, 48, 3, 0.1
 DETECTOR_STEPS, DETECTOR_BATCH, DETECTOR_SIZE = 600, 32, 128
 
@@ -203,21 +204,26 @@ def _export(model, path: Path, shape: tuple[int, ...], outputs: list[str], dynam
     return path
 
 
-def train_recogniser(folder: Path, seed: int = 11) -> Path:
+def train_recogniser(folder: Path, seed: int = 11, name: str = "recogniser", pack: str = PACK) -> Path:
     model = Recogniser(_operations())
     initialise(model, seed)
     model.to(device())
-    Trainer(model, folder, "recogniser", RECOGNISER_STEPS, 3e-3, weight_decay=0.02, dtype=torch.float32).run(
+    Trainer(model, folder, name, RECOGNISER_STEPS, 3e-3, weight_decay=0.02, dtype=torch.float32).run(
         lambda m, n: _contrastive(m, n, seed)
     )
     _settle(model, lambda n: model(_recognition_batch(seed + 1, n)))
     return _export(
         model,
-        folder / "idcrafter_nano" / "rec_nano.onnx",
+        folder / pack / "rec_nano.onnx",
         (1, 3, 112, 112),
         ["embedding"],
         {"input.1": {0: "batch"}, "embedding": {0: "batch"}},
     )
+
+
+def train_monitor(folder: Path, seed: int = 61) -> Path:
+    """A second recogniser, from another start and other puppets: it checks what was chosen by the first."""
+    return train_recogniser(folder, seed, "monitor", MONITOR_PACK)
 
 
 def train_detector(folder: Path, seed: int = 12) -> Path:
@@ -233,9 +239,7 @@ def train_detector(folder: Path, seed: int = 12) -> Path:
     _settle(model, lambda n: model.features(_detection_batch(seed + 1, n)[0]))
     names = [f"{kind}_{s}" for kind in ("score", "bbox", "kps") for s in STRIDES]
     dynamic = {"input.1": {2: "height", 3: "width"}} | {name: {0: f"{name}_count"} for name in names}
-    return _export(
-        model, folder / "idcrafter_nano" / "det_nano.onnx", (1, 3, DETECTOR_SIZE, DETECTOR_SIZE), names, dynamic
-    )
+    return _export(model, folder / PACK / "det_nano.onnx", (1, 3, DETECTOR_SIZE, DETECTOR_SIZE), names, dynamic)
 
 
 @torch.no_grad()
