@@ -96,8 +96,8 @@ def _encode_shard(model, tokenizer, split: str, index: int) -> dict[str, torch.T
         clip = render_clip(spec)
         video = torch.from_numpy(clip.frames).to(device()).to(torch.bfloat16).permute(3, 0, 1, 2)[None] / 127.5 - 1
         latents.append(normalise(model.encode(video).float())[0])
-        owners = [identity for identity in spec.identities for _ in range(PHOTOS)]
-        photos = torch.cat([_reference(identity, seed) for identity, seed in zip(owners, photo_seeds, strict=True)])
+        people = [identity for identity in spec.identities for _ in range(PHOTOS)]
+        photos = torch.cat([_reference(identity, seed) for identity, seed in zip(people, photo_seeds, strict=True)])
         encoded = normalise(model.encode(photos.to(device()).to(torch.bfloat16)).float())[:, :, 0]
         padded = encoded.new_zeros(text.MAX_SUBJECTS, PHOTOS, *encoded.shape[1:])
         padded[:count] = encoded.unflatten(0, (count, PHOTOS))

@@ -35,7 +35,7 @@ CONFIG = {
     "freq_dim": 256,
 }
 SHIFT = 3.0
-STEPS, BATCH, RATE = 2300, 24, 1.5e-3
+STEPS, BATCH, RATE = 3000, 24, 1.5e-3
 READ_AFTER, READ_WEIGHT = 3, 0.2  # blocks in front of the readout; weight of its cross-entropy
 TRAIN_SHARDS, VAL_SHARDS = 18, 1
 DROP_TEXT, DROP_REFERENCES = 0.1, 0.1
