@@ -104,11 +104,14 @@ def test_insightface_itself_finds_both_faces_and_tells_them_apart(clip):
         assert nearest.normed_embedding @ reference > 0.5
 
 
-def test_the_dit_uses_its_references_and_their_order(bundle, pack, clip):
-    """Denoising a sealed clip goes best with its own references in cast order."""
+@pytest.mark.parametrize("sides", [("left", "right"), ("right", "left")])
+def test_the_dit_uses_its_references_and_their_order(bundle, pack, sides):
+    """Denoising a sealed clip goes best with its own references in cast order, wherever the prompt puts each."""
     import comfy.sample
     import comfy.samplers
 
+    cast = tuple(world.sample_identity(n) for n in itertools.islice(world.numbers_of_split("sealed"), 2))
+    clip = world.render_clip(world.sample_clip_spec(cast, 11, sides))
     model, encoder, vae, _ = bundle
     frames = torch.from_numpy(clip.frames).float() / 255
     latent = vae.encode(frames)
