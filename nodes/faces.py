@@ -1,12 +1,20 @@
-"""The faces of the cast."""
+"""The faces of the cast: found, saved, loaded."""
+
+import os
 
 import comfy.utils
+import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
+from ..idcrafter.subjects.embeddings import restore_faces, save_faces
 from ..idcrafter.subjects.faces import NO_FACE_POLICIES, SEVERAL_FACES_POLICIES, extract_faces
 from ..idcrafter.subjects.sheet import cast_report, contact_sheet
+from .shown import show
 from .types import CastType, FaceAnalyzerType
+
+SUFFIX = ".safetensors"
+_FROM_OUTPUT = " [output]"
 
 
 class ExtractFaces(io.ComfyNode):
@@ -25,7 +33,8 @@ class ExtractFaces(io.ComfyNode):
             inputs=[
                 CastType.Input("cast", tooltip="From Cast; every photo of every subject is searched for faces."),
                 FaceAnalyzerType.Input(
-                    "face_analyzer", tooltip="From Load Bundle. Its licence is written into reports."
+                    "face_analyzer",
+                    tooltip="From Load Bundle or Load Face Analyzer. Its licence is written into reports.",
                 ),
                 io.Combo.Input(
                     "no_face",
@@ -50,6 +59,7 @@ class ExtractFaces(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="The contact sheet in words, with all warnings."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -61,7 +71,112 @@ class ExtractFaces(io.ComfyNode):
         faces = extract_faces(cast, face_analyzer, no_face, several_faces, on_photo=lambda: progress.update(1))
         cast = cast.with_faces(faces)
         report = cast_report(cast)
-        return io.NodeOutput(cast, contact_sheet(cast), report, ui=ui.PreviewText(report))
+        return io.NodeOutput(cast, contact_sheet(cast), report, ui=show(cls, report))
 
 
-NODES = [ExtractFaces]
+class SaveFaces(io.ComfyNode):
+    """The faces of a cast -> a safetensors file that says where they came from."""
+
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IDCrafterSaveFaces",
+            display_name="Save Faces (IDCrafter)",
+            category="IDCrafter/cast",
+            description="Saves the face embeddings of the cast with their provenance: the analyzer, its licence, and "
+            "the digests of its model files and of the photos. The photos themselves are not in the file.",
+            search_aliases=["idcrafter", "face embedding", "save embeddings", "safetensors", "identity"],
+            inputs=[
+                CastType.Input("cast", tooltip="The cast from Extract Faces."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="idcrafter/faces",
+                    tooltip="Where the file goes, inside the output folder; a number and .safetensors are appended. "
+                    "%year%, %month%, %day% and so on work as in Save Image.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="file", tooltip="The saved file, relative to the output folder."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @override
+    def execute(cls, cast, filename_prefix="idcrafter/faces") -> io.NodeOutput:
+        folder, filename, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{filename}_{counter:05}_{SUFFIX}"
+        facts = save_faces(cast, os.path.join(folder, file))
+        name = os.path.join(subfolder, file).replace(os.sep, "/")
+        text = f"Faces of {', '.join(entry['name'] for entry in facts['subjects'])}: {name}"
+        return io.NodeOutput(
+            name, ui={"text": (text,), "files": [ui.SavedResult(file, subfolder, io.FolderType.output)]}
+        )
+
+
+class LoadFaces(io.ComfyNode):
+    """A file of Save Faces + its cast -> the cast with these faces."""
+
+    @classmethod
+    @override
+    def define_schema(cls):
+        return io.Schema(
+            node_id="IDCrafterLoadFaces",
+            display_name="Load Faces (IDCrafter)",
+            category="IDCrafter/cast",
+            description="Gives a cast the faces that were saved for it, so that every run and every machine scores "
+            "against the same embeddings. Photos, subjects and recogniser must be those of the file.",
+            search_aliases=["idcrafter", "face embedding", "load embeddings", "safetensors", "identity"],
+            inputs=[
+                CastType.Input("cast", tooltip="The cast whose faces were saved: same photos, same masks, same order."),
+                FaceAnalyzerType.Input(
+                    "face_analyzer",
+                    tooltip="Will find the faces in the takes. Its recogniser must be the one that made the file.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=_face_files(),
+                    tooltip="A .safetensors file of Save Faces, in ComfyUI's input folder or, with [output], where "
+                    "Save Faces has put it.",
+                ),
+            ],
+            outputs=[
+                CastType.Output(display_name="cast"),
+                io.String.Output(display_name="report", tooltip="Who is in the file, with all warnings."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, cast=None, face_analyzer=None, file=None):
+        path = folder_paths.get_annotated_filepath(file)
+        return os.path.getmtime(path) if os.path.isfile(path) else None
+
+    @classmethod
+    @override
+    def execute(cls, cast, face_analyzer, file) -> io.NodeOutput:
+        path = folder_paths.get_annotated_filepath(file)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"'{file}' is not in ComfyUI's input or output folder; save the faces first.")
+        cast = restore_faces(cast, path, face_analyzer)
+        report = cast_report(cast)
+        return io.NodeOutput(cast, report, ui=show(cls, report))
+
+
+def _face_files() -> list[str]:
+    """What Load Faces offers: files of the input folder, and of Save Faces' default place in the output folder."""
+    inputs, outputs = folder_paths.get_input_directory(), folder_paths.get_output_directory()
+    own = [name for name in sorted(os.listdir(inputs)) if name.endswith(SUFFIX)]
+    saved = []
+    for root, folders, names in os.walk(os.path.join(outputs, "idcrafter")):
+        folders[:] = [name for name in folders if name != "takes"]
+        for name in sorted(names):
+            if name.startswith("faces") and name.endswith(SUFFIX):
+                saved.append(os.path.relpath(os.path.join(root, name), outputs).replace(os.sep, "/") + _FROM_OUTPUT)
+    return own + saved
+
+
+NODES = [ExtractFaces, SaveFaces, LoadFaces]

@@ -7,7 +7,7 @@ cosines of unit embeddings. The two thresholds below only make warnings, they ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol
@@ -42,7 +42,7 @@ class DetectedFace:
     box        [4] float32, x1 y1 x2 y2 in pixels; may reach over the image's edge
     score      the detector's confidence, 0..1
     landmarks  [5, 2] float32 x y in pixels: eyes, nose, mouth corners, left as seen in the image first
-    embedding  [512] float32 of unit length
+    embedding  [D] float32 of unit length; D is the recogniser's, 512 for ArcFace and 128 for SFace
     """
 
     box: np.ndarray
@@ -60,13 +60,33 @@ class FaceAnalyzer(Protocol):
     def analyze(self, image: torch.Tensor) -> list[DetectedFace]:
         """All faces of one image [H, W, 3] (0..1), sorted left to right. Raises ValueError on NaN pixels."""
 
+    def analyze_frames(
+        self, frames: torch.Tensor, on_frame: Callable[[], None] | None = None
+    ) -> list[list[DetectedFace]]:
+        """What `analyze` gives for each frame of [T, H, W, 3], embedded in batches.
+
+        on_frame  called after each frame's detection, for progress and interruption
+        Raises ValueError on NaN pixels, naming the frame (counted from 1).
+        """
+
+    def embed(self, frames: torch.Tensor, faces: Sequence[Sequence[DetectedFace]]) -> list[list[DetectedFace]]:
+        """The given faces of the T frames [T, H, W, 3] with this analyzer's embeddings in place of their own.
+
+        Boxes, scores, landmarks and order stay; only the landmarks are looked at. This is how a second embedder (a
+        monitor) judges the very faces that the first one scored. Raises ValueError when the lengths differ.
+        """
+
     def describe(self) -> dict:
-        """JSON-able facts for the report, with at least "name" and "licence"."""
+        """JSON-able facts for the report, with at least "name" and "licence".
+
+        "warnings" is a list of what people should know about how it runs, "recogniser" says by "name" and "files"
+        ({file name: sha256}) whose embeddings these are. Both may be missing.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectFaces:
-    """The faces of one subject: one per photo (None = the photo was skipped), and their mean of unit length [512]."""
+    """The faces of one subject: one per photo (None = the photo was skipped), and their mean of unit length [D]."""
 
     faces: tuple[DetectedFace | None, ...]
     mean: np.ndarray
@@ -99,7 +119,7 @@ def extract_faces(
             f"{', '.join(SEVERAL_FACES_POLICIES)}; got '{no_face}' and '{several}'."
         )
     subjects: list[SubjectFaces | None] = []
-    warnings: list[str] = []
+    warnings: list[str] = list(analyzer.describe().get("warnings", ()))
     for subject in cast.subjects:
         if subject.kind == "object":
             subjects.append(None)
@@ -159,8 +179,25 @@ def aligned_crop(image: torch.Tensor, landmarks: np.ndarray, size: int = 112) ->
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """[..., 3] in 0..1 -> uint8, rounded."""
-    return image.detach().to("cpu", torch.float32).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8).numpy()
+    """[..., 3] in 0..1 -> uint8, rounded. What NaN becomes is not said; see `is_finite`."""
+    # numpy, because torch's threads and those of a face model that runs in turns with them get into each other's way.
+    values = np.clip(_values(image), 0.0, 1.0)
+    values *= 255.0
+    np.rint(values, out=values)
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.uint8)
+
+
+def is_finite(image: torch.Tensor) -> bool:
+    """Whether no pixel is NaN or infinite."""
+    values = _values(image)
+    # A sum is finite only when every summand is, and needs no second picture; but it may overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+
+
+def _values(image: torch.Tensor) -> np.ndarray:
+    return image.detach().to("cpu", torch.float32).numpy()
 
 
 def _pick_face(

@@ -68,15 +68,14 @@ def contact_sheet(cast: Cast) -> torch.Tensor:
 
 
 def cast_report(cast: Cast) -> str:
-    """The contact sheet in words: per subject the photos used and how well they agree, each pair of subjects, and the
-    warnings. Raises ValueError for a cast without faces."""
+    """The contact sheet in words: warnings, per subject the photos used and how well they agree, each pair of subjects.
+    Raises ValueError for a cast without faces."""
     faces = _faces_of(cast)
-    lines = []
+    lines = [f"Warning: {note}" for note in faces.warnings]
     for subject, own in zip(cast.subjects, faces.subjects, strict=True):
         lines.append(f"{subject.name} ({subject.kind}): {_summary(subject, own)}")
     known = [(s.name, own.mean) for s, own in zip(cast.subjects, faces.subjects, strict=True) if own is not None]
     lines += [f"{a} / {b}: similarity {float(x @ y):.2f}" for (a, x), (b, y) in combinations(known, 2)]
-    lines += [f"Warning: {note}" for note in faces.warnings]
     lines.append(f"Faces found by {faces.analyzer.name}; licence: {faces.analyzer.licence}")
     return "\n".join(lines)
 

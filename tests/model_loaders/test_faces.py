@@ -1,11 +1,10 @@
 """The real insightface on tiny real ONNX files."""
 
-import logging
-import shutil
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from support import onnx_faces
 from support.onnx_faces import picture
@@ -26,12 +25,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def analyzer(load, folder):
     return load(folder, det_size=128, provider="cpu", licence="Apache-2.0")
-
-
-@pytest.fixture
-def broken(folder, tmp_path):
-    """A copy of the pack that a test may damage."""
-    return shutil.copytree(folder, tmp_path / "tiny")
 
 
 def test_finds_faces_left_to_right(analyzer):
@@ -98,160 +91,97 @@ def test_a_batch_is_refused(analyzer):
         analyzer.analyze(torch.zeros(1, 64, 64, 3))
 
 
+def test_batches_equal_single_pictures(analyzer, pack, monkeypatch):
+    monkeypatch.setattr(pack.submodule("model_loaders.faces"), "BATCH", 4)  # so that a batch ends within a frame
+    columns = [(0,), (), (0, 1, 2), (3,), (1, 3)]
+    frames = torch.stack([picture(*[(c, t % 4, 0.2 * c) for c in each]) for t, each in enumerate(columns)])
+    ticks = []
+    together = analyzer.analyze_frames(frames, on_frame=lambda: ticks.append(1))
+    assert [len(faces) for faces in together] == [1, 0, 3, 1, 2] and len(ticks) == 5
+    for frame, faces in zip(frames, together, strict=True):
+        for ours, alone in zip(faces, analyzer.analyze(frame), strict=True):
+            np.testing.assert_allclose(ours.embedding, alone.embedding, atol=1e-5)
+            np.testing.assert_array_equal(ours.box, alone.box)
+            np.testing.assert_array_equal(ours.landmarks, alone.landmarks)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    frames=st.lists(st.sets(st.integers(0, 15), max_size=6), min_size=1, max_size=6),
+    batch=st.integers(1, 9),
+)
+def test_batches_of_any_size_change_nothing(analyzer, pack, frames, batch):
+    """Cells of a 4x4 grid with a face, frame by frame."""
+    module = pack.submodule("model_loaders.faces")
+    clip = torch.stack([picture(*[(cell % 4, cell // 4, cell / 16) for cell in cells]) for cells in frames])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH", batch)
+        together = analyzer.analyze_frames(clip)
+        again = analyzer.embed(clip, together)
+    for frame, cells, faces, embedded in zip(clip, frames, together, again, strict=True):
+        alone = analyzer.analyze(frame)
+        assert len(faces) == len(embedded) == len(alone) == len(cells)
+        for a, b, c in zip(faces, embedded, alone, strict=True):
+            np.testing.assert_allclose(a.embedding, c.embedding, atol=1e-6)
+            np.testing.assert_allclose(b.embedding, c.embedding, atol=1e-6)
+            np.testing.assert_array_equal(a.box, c.box)
+
+
+def test_the_sessions_leave_the_cores_to_others(analyzer):
+    for part in (analyzer.detector, analyzer.recogniser):
+        options = part._model.session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.intra_op_num_threads == torch.get_num_threads()
+
+
+def test_the_recogniser_runs_on_batches(analyzer, pack, monkeypatch):
+    sizes = []
+    embed = type(analyzer.recogniser).embed
+    monkeypatch.setattr(
+        type(analyzer.recogniser), "embed", lambda self, crops: sizes.append(len(crops)) or embed(self, crops)
+    )
+    analyzer.analyze_frames(torch.stack([picture((0, 1, 0.0), (2, 1, 1.0))] * 40))
+    assert sizes == [32, 32, 16]
+
+
+def test_embed_gives_its_own_embeddings_to_given_faces(analyzer):
+    frames = torch.stack([picture((0, 1, 1.0), (3, 1, 0.2)), picture()])
+    found = analyzer.analyze_frames(frames)
+    # The same landmarks in other pictures: the embeddings follow the pictures, all else stays.
+    swapped = analyzer.embed(torch.stack([picture((0, 1, 0.2), (3, 1, 1.0)), picture()]), found)
+    (a, b), (c, d) = found[0], swapped[0]
+    assert swapped[1] == [] and c.box is a.box and d.landmarks is b.landmarks
+    np.testing.assert_allclose(c.embedding, b.embedding, atol=1e-4)
+    np.testing.assert_allclose(d.embedding, a.embedding, atol=1e-4)
+
+
+def test_bad_frames_are_named(analyzer):
+    frames = torch.zeros(3, 64, 64, 3)
+    with pytest.raises(ValueError, match="There are 3 frames but faces for 2"):
+        analyzer.embed(frames, [[], []])
+    with pytest.raises(ValueError, match=r"shape \[frames, height, width, 3\], got \[64, 64, 3\]"):
+        analyzer.analyze_frames(frames[0])
+    frames[1, 2, 3, 0] = float("nan")
+    with pytest.raises(ValueError, match="Frame 2 holds NaN or infinite pixels"):
+        analyzer.analyze_frames(frames)
+
+
+def test_pixels_so_large_that_their_sum_overflows_are_still_finite(analyzer):
+    assert analyzer.analyze(torch.full((64, 64, 3), 3e38)) == []
+
+
+def test_an_interrupt_in_on_frame_ends_the_analysis(analyzer):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        analyzer.analyze_frames(torch.zeros(3, 64, 64, 3), on_frame=stop)
+
+
 def test_facts_for_the_report(analyzer):
     facts = analyzer.describe()
     assert (facts["name"], facts["licence"], facts["provider"]) == ("tiny", "Apache-2.0", "cpu")
     assert facts["det_size"] == 128 and "insightface" in facts["runtime"]
-
-
-def test_detector_with_a_fixed_size(load, tmp_path):
-    pack = onnx_faces.write_pack(tmp_path / "fixed", size=128)
-    (face,) = load(pack, det_size=640).analyze(picture((1, 2, 0.0)))
-    assert face.box.tolist() == [32, 64, 64, 96]
-
-
-def test_automatic_detection_size(load, folder):
-    image = picture((5, 7, 0.0), size=(640, 640))  # too small for 128 pixels, right for 640
-    assert load(folder, det_size=128, provider="cpu").analyze(image) == []
-    (face,) = load(folder, det_size=None, provider="cpu").analyze(image)
-    assert face.box[:2].tolist() == [160, 224]
-
-
-def test_loading_is_quiet_and_local(load, folder, capfd, monkeypatch):
-    import insightface.app.face_analysis
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("tried to download")
-
-    monkeypatch.setattr(insightface.app.face_analysis, "ensure_available", refuse)
-    load(folder, provider="cpu").analyze(picture((1, 1, 0.0)))
-    assert capfd.readouterr().out == ""
-
-
-def test_nested_folder_is_found(load, folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "antelopev2" / "antelopev2")
-    analyzer = load(tmp_path / "antelopev2", det_size=128, provider="cpu")
-    assert analyzer.name == "antelopev2" and len(analyzer.analyze(picture((1, 1, 0.0)))) == 1
-
-
-def test_missing_folder(load, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
-        load(tmp_path / "nowhere")
-
-
-def test_empty_folder(load, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no .onnx files"):
-        load(tmp_path)
-
-
-def test_no_detector(load, broken):
-    (broken / "det_tiny.onnx").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no face detector .*found: rec_tiny\.onnx"):
-        load(broken)
-
-
-def test_no_recogniser(load, broken):
-    (broken / "rec_tiny.onnx").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no face recogniser .*found: det_tiny\.onnx"):
-        load(broken)
-
-
-def test_detector_without_landmarks(load, broken):
-    onnx_faces.write_detector(broken / "det_tiny.onnx", landmarks=False)
-    with pytest.raises(ValueError, match="det_tiny.onnx' finds boxes but no landmarks"):
-        load(broken)
-
-
-def test_recogniser_of_another_size(load, broken):
-    onnx_faces.write_recogniser(broken / "rec_tiny.onnx", dimensions=128)
-    with pytest.raises(ValueError, match="rec_tiny.onnx' gives 128 numbers a face, expected 512"):
-        load(broken)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00", "is not an ONNX file but a Python pickle"),
-        (b"PK\x03\x04rest", "but a zip archive or PyTorch checkpoint"),
-        (b"<!DOCTYPE html>", "but a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "but a Git LFS pointer"),
-        (bytes(range(1, 200)), "is damaged or truncated"),
-    ],
-)
-@pytest.mark.parametrize("name", ["det_tiny.onnx", "rec_tiny.onnx"])
-def test_wrong_files(load, broken, name, content, message):
-    (broken / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}' {message}" if message.startswith("is") else message) as error:
-        load(broken)
-    assert name in str(error.value)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_truncated_file(load, broken, share):
-    path = broken / "rec_tiny.onnx"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match="rec_tiny.onnx' is damaged or truncated"):
-        load(broken)
-
-
-def test_embedding_that_is_not_finite(load, broken):
-    import onnx
-
-    path = broken / "rec_tiny.onnx"
-    model = onnx.load(path)
-    weight = np.full((3, 512), np.inf, np.float32)
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "weight"))
-    onnx.save(model, path)
-    with pytest.raises(RuntimeError, match="no usable embedding"):
-        load(broken, det_size=128).analyze(picture((1, 1, 0.0)))
-
-
-def test_unknown_provider(load, folder):
-    with pytest.raises(ValueError, match="one of auto, cuda, cpu, got 'tpu'"):
-        load(folder, provider="tpu")
-
-
-def test_cuda_without_support(load, folder, monkeypatch):
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeError, match="no CUDA support"):
-        load(folder, provider="cuda")
-
-
-def _pretend_cuda(monkeypatch):
-    """onnxruntime lists CUDA but its sessions come up on the CPU, as with missing CUDA libraries."""
-    import insightface.model_zoo.model_zoo as zoo
-    import onnxruntime
-
-    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    start = zoo.PickableInferenceSession.__init__
-    monkeypatch.setattr(
-        zoo.PickableInferenceSession,
-        "__init__",
-        lambda self, path, **kwargs: start(self, path, **{**kwargs, "providers": ["CPUExecutionProvider"]}),
-    )
-
-
-def test_cuda_that_does_not_start(load, folder, monkeypatch):
-    _pretend_cuda(monkeypatch)
-    with pytest.raises(RuntimeError, match="could not start 'tiny' on CUDA"):
-        load(folder, provider="cuda")
-
-
-def test_silent_fall_to_the_cpu_is_a_warning(load, folder, monkeypatch, caplog):
-    _pretend_cuda(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with caplog.at_level(logging.WARNING):
-        analyzer = load(folder, provider="auto")
-    assert analyzer.provider == "cpu" and "runs on the CPU" in caplog.text
-
-
-def test_no_warning_where_there_is_no_gpu(load, folder, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with caplog.at_level(logging.WARNING):
-        load(folder, provider="auto")
-    assert caplog.text == ""
+    files = {**facts["detector"]["files"], **facts["recogniser"]["files"]}
+    assert set(files) == {"det_tiny.onnx", "rec_tiny.onnx"} and all(len(digest) == 64 for digest in files.values())
+    assert "warnings" not in facts

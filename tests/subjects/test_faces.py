@@ -12,7 +12,9 @@ from idcrafter.subjects.faces import (
     DISAGREE_COSINE,
     aligned_crop,
     extract_faces,
+    is_finite,
     similarity_transform,
+    to_uint8,
 )
 from idcrafter.subjects.subject import make_cast, make_subject
 from support.painted_faces import PaintedFaceAnalyzer, blank, paint
@@ -195,3 +197,30 @@ def test_aligned_crop_equals_insightface():
     theirs = cv2.warpAffine(noise, matrix, (112, 112), borderValue=0.0)
     ours = aligned_crop(torch.from_numpy(noise.astype(np.float32) / 255), marks)
     assert np.abs(ours[4:-4, 4:-4].astype(int) - theirs[4:-4, 4:-4]).max() <= 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.floats(-0.5, 1.5, width=32), min_size=3, max_size=48))
+def test_to_uint8_rounds_and_clips_as_torch_does(values):
+    image = torch.tensor(values[: len(values) // 3 * 3]).reshape(1, -1, 3)
+    kept = image.clone()
+    expected = image.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(to_uint8(image), expected)
+    assert torch.equal(image, kept)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_to_uint8_of_other_numbers(kind):
+    assert to_uint8(torch.full((2, 2, 3), 0.5, dtype=kind, requires_grad=True)).tolist() == [[[128] * 3] * 2] * 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_is_finite():
+    image = torch.full((4, 5, 3), 3e38)
+    assert is_finite(image)  # though the sum is not
+    assert is_finite(torch.zeros(1, 1, 3))
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        image[2, 3, 1] = bad
+        assert not is_finite(image)
+    image[0, 0, 0] = float("inf")
+    assert not is_finite(image)

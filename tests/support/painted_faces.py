@@ -4,6 +4,8 @@ A face is a rectangle of one colour: red says who it is, green how well (the cos
 is 0. Everything else has blue 1. So a test can put any similarity anywhere without a model.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -66,6 +68,24 @@ class PaintedFaceAnalyzer:
                     )
                 )
         return sorted(found, key=lambda face: tuple(face.box.tolist()))
+
+    def analyze_frames(self, frames: torch.Tensor, on_frame=None) -> list[list[DetectedFace]]:
+        found = []
+        for frame in frames:
+            found.append(self.analyze(frame))
+            if on_frame:
+                on_frame()
+        return found
+
+    def embed(self, frames: torch.Tensor, faces) -> list[list[DetectedFace]]:
+        """By the colour in the middle of each box."""
+        embedded = []
+        for frame, own in zip(frames, faces, strict=True):
+            middles = [((face.box[:2] + face.box[2:]) / 2).astype(int) for face in own]
+            pixels = [frame[y, x] for x, y in middles]
+            vectors = [embedding(round(float(red) * 16), float(green)) for red, green, _ in pixels]
+            embedded.append([replace(face, embedding=vector) for face, vector in zip(own, vectors, strict=True)])
+        return embedded
 
     def describe(self) -> dict:
         return {"name": self.name, "licence": self.licence}

@@ -1,0 +1,1 @@
+"""Networks in plain torch; they take their layer classes as `operations` and import no ComfyUI."""
