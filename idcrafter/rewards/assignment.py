@@ -1,4 +1,4 @@
-"""Who is who in a frame, and which face is which from frame to frame: two optimal assignments with a way out.
+"""Who is who, and which face is which from frame to frame: two optimal assignments with a way out.
 
 Both leave a row unmatched where every match is worse than a stated limit, by one more column per row that is worth
 exactly that limit (MultiHuman-Testbench pads to a square in the same way, with 0 for "not in the picture").
@@ -19,23 +19,30 @@ LINK_DISTANCE = 0.5
 def assign_faces(similarity: np.ndarray, threshold: float = MATCH_COSINE) -> np.ndarray:
     """The face of each subject, so that the sum of similarities is greatest and no face serves two subjects.
 
-    similarity  [S, F] finite cosines of S subjects and F faces
+    similarity  [S, F] finite cosines (or sums of them) of S subjects and F faces
     Returns [S] face indices, -1 for a subject who is missing (no face left that reaches `threshold`).
     """
     return _assign(similarity, threshold)
 
 
-def link_faces(before: np.ndarray, after: np.ndarray, limit: float = LINK_DISTANCE) -> np.ndarray:
-    """The continuation of each face in the next frame, by position alone.
+def link_faces(distance: np.ndarray, likeness: np.ndarray, limit: float = LINK_DISTANCE) -> np.ndarray:
+    """The continuation of each face in a later frame: near enough by place, and among near ones the most alike.
 
-    before, after  [A, 4] and [B, 4] boxes, x1 y1 x2 y2
-    limit          greatest distance of the centres, in units of the mean side of the two faces
-    Returns [A] indices into `after`, -1 where no face is near enough.
+    distance  [A, B] by `face_distances`
+    likeness  [A, B] cosines
+    Returns [A] indices of later faces, -1 where none is within `limit`.
     """
+    # A pair that is near is worth more than none, whatever the cosine says.
+    gain = 2.0 + likeness + (1.0 - distance / limit)
+    return _assign(np.where(distance <= limit, gain, -1.0), 0.0)
+
+
+def face_distances(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Distances of the centres of boxes [A, 4] and [B, 4], in units of the mean side of the two: [A, B]."""
     centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (before, after)]
     distance = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=-1)
     side = (face_sides(before)[:, None] + face_sides(after)[None]) / 2
-    return _assign(-distance / np.maximum(side, 1e-6), -limit)
+    return distance / np.maximum(side, 1e-6)
 
 
 def face_sides(boxes: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Identity over a clip: is everybody there, recognisable, once, and always the same person?
 
-Faces are assigned to subjects frame by frame (`assignment.assign_faces`). With S subjects and T frames:
+Faces are followed through the clip and assigned to subjects by stretches of their tracks (`tracking`), so that a head
+turned away for a moment stays who it is. With S subjects and T frames:
 
     q_i     = 1/T sum_t clip(cos(subject i, its face in frame t), 0, 1), where a missing subject counts 0
     reward  = 1/2 mean_i q_i + 1/2 min_i q_i
@@ -16,12 +17,14 @@ subject from being traded for the other. These formulas and weights are this pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..subjects.faces import DetectedFace, similarities
-from .assignment import MATCH_COSINE, assign_faces, face_sides, link_faces
+from .assignment import MATCH_COSINE, face_sides
+from .events import Event, find_events
+from .tracking import Following, Track, follow
 
 EXTRA_WEIGHT = 0.3
 SWAP_WEIGHT = 0.25
@@ -50,14 +53,6 @@ class FrameFaces:
         )
 
 
-@dataclass(frozen=True)
-class Swap:
-    """Subjects who exchanged their places between the frame before `frame` and `frame` (indices into the clip)."""
-
-    frame: int
-    subjects: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class ClipIdentity:
     """What `score_identity` found in T frames with S subjects.
@@ -65,19 +60,28 @@ class ClipIdentity:
     similarity     [T, S] cosines, NaN where a subject is missing
     boxes          [T, S, 4] pixels, NaN where a subject is missing
     extra          [T] people too many
-    swaps          in order of frames
     quality        [S] q_i of the module's formula
     extra_penalty, swap_penalty, score  as in the module's formula
+    tracks         every face of the clip, followed
+    assigned       T arrays [S]: the index of each subject's face among the given ones, -1 where it is missing
+    events         in order of frames
     """
 
     similarity: np.ndarray
     boxes: np.ndarray
     extra: np.ndarray
-    swaps: tuple[Swap, ...]
     quality: np.ndarray
     extra_penalty: float
     swap_penalty: float
     score: float
+    tracks: tuple[Track, ...]
+    assigned: tuple[np.ndarray, ...]
+    events: tuple[Event, ...]
+
+    @property
+    def swaps(self) -> tuple[Event, ...]:
+        """The exchanges of identities among the events."""
+        return tuple(event for event in self.events if event.kind == "swapped")
 
     @property
     def missing(self) -> np.ndarray:
@@ -100,37 +104,60 @@ class ClipIdentity:
         return _mean_seen(face_sides(self.boxes))
 
 
-def score_identity(frames: Sequence[FrameFaces], subjects: np.ndarray, threshold: float = MATCH_COSINE) -> ClipIdentity:
+def score_identity(
+    frames: Sequence[FrameFaces],
+    subjects: np.ndarray,
+    threshold: float = MATCH_COSINE,
+    times: Sequence[float] | None = None,
+) -> ClipIdentity:
     """Score a clip against subjects by the module's formula.
 
-    frames    the faces of T >= 1 frames, in time order; the order of the faces in a frame does not matter
-    subjects  [S, D] unit embeddings, S >= 1
-    Raises ValueError for no frames, no subjects, or embeddings that are not finite.
+    frames     the faces of T >= 1 frames, in time order; the order of the faces in a frame does not matter
+    subjects   [S, D] unit embeddings, S >= 1; their order does not matter
+    threshold  cosine below which a face is nobody of the cast; MATCH_COSINE fits ArcFace
+    times      seconds of the frames, where known: far apart, faces are not followed by their place
+    Raises ValueError for no frames, no subjects, or values that are not finite.
     """
     if not frames or not len(subjects):
         raise ValueError(f"Scoring needs at least one frame and one subject, got {len(frames)} and {len(subjects)}.")
     if not np.isfinite(subjects).all():
         raise ValueError("The embeddings of the subjects hold NaN or infinite values.")
-    frames = [_left_to_right(frame, t) for t, frame in enumerate(frames)]
-    count = len(subjects)
-    similarity = np.full((len(frames), count), np.nan)
-    boxes = np.full((len(frames), count, 4), np.nan)
+    given = [_left_to_right(frame, t) for t, frame in enumerate(frames)]
+    orders, ordered = [order for order, _ in given], [frame for _, frame in given]
+    boxes, embeddings = [frame.boxes for frame in ordered], [frame.embeddings for frame in ordered]
+    # Subjects in an order of their own too, so that equal matches do not depend on how the cast was wired.
+    rank = np.lexsort(subjects.T[::-1])
+    followed = follow(boxes, embeddings, subjects[rank], threshold, times).of_subjects(rank)
+    assigned = _assigned(followed, len(frames), len(subjects))
+    similarity = np.full((len(frames), len(subjects)), np.nan)
+    found_boxes = np.full((len(frames), len(subjects), 4), np.nan)
     extra = np.zeros(len(frames), np.int64)
-    assigned = []
-    for t, frame in enumerate(frames):
-        cosines = similarities(subjects, frame.embeddings)
-        face_of = assign_faces(cosines, threshold)
+    for t, face_of in enumerate(assigned):
         found = np.flatnonzero(face_of >= 0)
-        similarity[t, found] = cosines[found, face_of[found]]
-        boxes[t, found] = frame.boxes[face_of[found]]
-        extra[t] = count_extra(frame, face_of)
-        assigned.append(face_of)
-    swaps = find_swaps([frame.boxes for frame in frames], assigned)
+        similarity[t, found] = similarities(subjects, embeddings[t])[found, face_of[found]]
+        found_boxes[t, found] = boxes[t][face_of[found]]
+        extra[t] = count_extra(ordered[t], face_of)
+    events = find_events(boxes, embeddings, assigned, extra, followed, subjects, threshold)
+    swaps = sum(event.kind == "swapped" for event in events)
     quality = subject_quality(similarity)
-    extra_penalty = EXTRA_WEIGHT * float(np.minimum(extra / count, 1.0).mean())
-    swap_penalty = min(SWAP_WEIGHT * len(swaps), MAX_SWAP_PENALTY)
+    extra_penalty = EXTRA_WEIGHT * float(np.minimum(extra / len(subjects), 1.0).mean())
+    swap_penalty = min(SWAP_WEIGHT * swaps, MAX_SWAP_PENALTY)
     score = float(np.clip(identity_reward(quality) - extra_penalty - swap_penalty, 0.0, 1.0))
-    return ClipIdentity(similarity, boxes, extra, swaps, quality, extra_penalty, swap_penalty, score)
+    return ClipIdentity(
+        similarity,
+        found_boxes,
+        extra,
+        quality,
+        extra_penalty,
+        swap_penalty,
+        score,
+        tuple(_given_faces(track, orders) for track in followed.tracks),
+        tuple(
+            np.where(face_of >= 0, order[face_of], -1) if len(order) else face_of
+            for face_of, order in zip(assigned, orders, strict=True)
+        ),
+        events,
+    )
 
 
 def subject_quality(similarity: np.ndarray) -> np.ndarray:
@@ -159,47 +186,28 @@ def count_extra(frame: FrameFaces, face_of: np.ndarray) -> int:
     return max(0, int(counts.sum()) - int((face_of < 0).sum()))
 
 
-def find_swaps(boxes: Sequence[np.ndarray], assigned: Sequence[np.ndarray]) -> tuple[Swap, ...]:
-    """Moments when subjects exchange their identities while the faces stay where they are.
-
-    boxes     T arrays [F_t, 4]
-    assigned  T arrays [S] of face indices, -1 for missing
-    Between two consecutive frames each face is continued by the nearest one (`assignment.link_faces`). Where subject
-    a's face continues as b's, b's as c's ... and the last as a's, their identities moved around while the faces did
-    not. People who cross move by more than a face between sampled frames, or cover each other, and link to nobody.
-    """
-    swaps = []
-    for t in range(1, len(boxes)):
-        links = link_faces(boxes[t - 1], boxes[t])
-        owner = {int(face): subject for subject, face in enumerate(assigned[t]) if face >= 0}
-        becomes = {
-            subject: owner[int(links[face])]
-            for subject, face in enumerate(assigned[t - 1])
-            if face >= 0 and int(links[face]) in owner
-        }
-        swaps += [Swap(t, cycle) for cycle in _cycles(becomes)]
-    return tuple(swaps)
+def _assigned(followed: Following, length: int, count: int) -> list[np.ndarray]:
+    """For each frame [S] the face of each subject, -1 for missing."""
+    assigned = np.full((length, count), -1)
+    for stretch, owner in zip(followed.stretches, followed.owner, strict=True):
+        if owner >= 0:
+            track, span = followed.tracks[stretch.track], slice(stretch.start, stretch.stop)
+            assigned[list(track.frames[span]), owner] = track.faces[span]
+    return list(assigned)
 
 
-def _cycles(mapping: dict[int, int]) -> list[tuple[int, ...]]:
-    """The cycles of two or more in a partial permutation, each from its smallest member on."""
-    cycles = []
-    for start in sorted(mapping):
-        chain, node = [start], mapping[start]
-        while node in mapping and node not in chain:
-            chain.append(node)
-            node = mapping[node]
-        if node == start == min(chain) and len(chain) > 1:
-            cycles.append(tuple(chain))
-    return cycles
-
-
-def _left_to_right(frame: FrameFaces, index: int) -> FrameFaces:
-    """The same faces in an order of their own, so that ties do not depend on the detector's order."""
-    if not np.isfinite(frame.embeddings).all() or not np.isfinite(frame.boxes).all():
+def _left_to_right(frame: FrameFaces, index: int) -> tuple[np.ndarray, FrameFaces]:
+    """The same faces in an order of their own, so that ties do not depend on the detector's order, and that order."""
+    values = (frame.embeddings, frame.boxes, frame.scores)
+    if not all(np.isfinite(each).all() for each in values):
         raise ValueError(f"The faces of scored frame {index + 1} hold NaN or infinite values.")
     order = np.lexsort(frame.boxes.T[::-1])
-    return FrameFaces(frame.boxes[order], frame.scores[order], frame.embeddings[order])
+    return order, FrameFaces(frame.boxes[order], frame.scores[order], frame.embeddings[order])
+
+
+def _given_faces(track: Track, orders: Sequence[np.ndarray]) -> Track:
+    """The track with the indices of faces as the caller counts them."""
+    return replace(track, faces=tuple(int(orders[t][face]) for t, face in zip(track.frames, track.faces, strict=True)))
 
 
 def _mean_seen(values: np.ndarray) -> np.ndarray:

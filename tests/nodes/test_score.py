@@ -1,5 +1,6 @@
 """IDCrafterScoreTakes and IDCrafterPickTake as ComfyUI runs them."""
 
+import dataclasses
 import json
 import weakref
 from pathlib import Path
@@ -81,7 +82,7 @@ def output_folder():
 
 def test_scores_and_facts(pack, shot):
     result = score(pack, shot)
-    scorecard, timeline, table = result
+    scorecard, timeline, table, picture = result
     report = scorecard.report
     assert report["best"] == 1
     assert [round(take["score"], 3) for take in report["takes"]] == [0.425, 0.725, 0.45]
@@ -89,7 +90,7 @@ def test_scores_and_facts(pack, shot):
     assert [take["resumed"] for take in report["takes"]] == [True, False, False]
     assert report["sampling"] == {"base_seed": 7, "sampler": "euler", "steps": 2, "sigmas": [1.0, 0.5, 0.0]}
     assert report["model"] == {"family": "wan", "size": 12} and report["software"]["comfyui"]
-    assert timeline.shape[0] == 1 and timeline.dtype == torch.float32
+    assert timeline.shape[0] == picture.shape[0] == 1 and timeline.dtype == picture.dtype == torch.float32
     assert table.splitlines()[3].startswith("*  1") and result.ui == {"text": (table,)}
     assert shot[1].decoded == [0, 1, 2]
 
@@ -125,7 +126,7 @@ def test_nan_frames_score_zero(pack, shot):
 
 def test_cast_without_faces_is_refused_before_decoding(pack, shot):
     takes, vae, cast = shot
-    with pytest.raises(ValueError, match="wire IDCrafterExtractFaces before IDCrafterScoreTakes"):
+    with pytest.raises(ValueError, match="wire IDCrafterExtractFaces before the node that scores"):
         score(pack, (takes, vae, make_cast(cast.subjects)))
     assert vae.decoded == []
 
@@ -151,8 +152,9 @@ def test_picks_the_best_and_saves_the_report(pack, shot, pick):
     latent, images, text = result
     assert latent["samples"] is takes.takes[1].samples
     assert torch.equal(images, vae.clips[1])
-    (saved,) = result.ui["files"]
+    saved, table = result.ui["files"]
     path = output_folder() / saved["subfolder"] / saved["filename"]
+    assert table["filename"] == f"{path.stem}.csv" and path.with_suffix(".csv").read_text("utf-8-sig").count("\n") == 37
     assert saved["type"] == "output" and path.parent == output_folder() / "tests" and path.suffix == ".json"
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report == json.loads(text) == {**scorecard.report, "picked": 1}
@@ -167,6 +169,23 @@ def test_reports_are_numbered(pack, shot, pick):
     results = [pick(shot[0], scorecard, shot[1], filename_prefix="numbered/r") for _ in range(3)]
     names = [result.ui["files"][0]["filename"] for result in results]
     assert names == ["r_00001.json", "r_00002.json", "r_00003.json"]
+
+
+def test_references_before_the_video_are_left_out(pack, shot, pick):
+    """VACE's takes begin with them: they are neither scored nor handed on."""
+    takes = dataclasses.replace(shot[0], leading=1)
+    seen = []
+
+    class Watched(Vae):
+        def decode(self, samples):
+            seen.append(samples.shape[2])
+            return super().decode(samples)
+
+    vae = Watched(shot[1].clips)
+    scorecard = score(pack, (takes, vae, shot[2]))[0]
+    latent, images, _ = pick(takes, scorecard, vae)
+    assert set(seen) == {1} and torch.equal(latent["samples"], takes.takes[1].samples[:, :, 1:])
+    assert torch.equal(images, vae.clips[1])
 
 
 def test_picks_by_number(pack, shot, pick):
@@ -211,3 +230,39 @@ def test_damaged_scorecard(pack, shot, pick):
     scorecard.report["version"] = 99
     with pytest.raises(ValueError, match="version 99; score the takes again"):
         pick(shot[0], scorecard, shot[1])
+
+
+def test_the_reward_decides_and_the_score_is_reported(pack, shot, pick):
+    """Weight -1 turns the order around: take 0, of the lowest score, becomes the best."""
+    takes, vae, cast = shot
+    terms = pack.submodule("idcrafter.rewards.terms")
+    reward = terms.RewardSpec((terms.RewardTerm("identity", -1.0),))
+    result = pack.execute("IDCrafterScoreTakes", takes=takes, vae=vae, cast=cast, frames=0, reward=reward)
+    report = result[0].report
+    assert report["best"] == 0 and [take["reward"] for take in report["takes"]] == [
+        pytest.approx(-take["score"], abs=1e-6) for take in report["takes"]
+    ]
+    assert report["reward"]["terms"]["identity"]["weight"] == -1.0
+    picked = pick(takes, result[0], vae)
+    assert torch.equal(picked[1], vae.clips[0]) and "the highest reward" in picked.ui["text"][0]
+
+
+def test_a_take_that_cannot_be_measured_has_no_reward_and_is_never_best(pack, shot):
+    takes, vae, cast = shot
+    takes.takes[1].samples[0, 0, 0, 0, 1] = float("nan")
+    terms = pack.submodule("idcrafter.rewards.terms")
+    for combine in ("sum", "gdpo", "max_group_std"):
+        spec = terms.RewardSpec((terms.RewardTerm("identity"), terms.RewardTerm("exact_count")), combine)
+        report = pack.execute("IDCrafterScoreTakes", takes=takes, vae=vae, cast=cast, frames=0, reward=spec)[0].report
+        assert report["takes"][1]["reward"] is None and report["takes"][1]["terms"] is None and report["best"] == 2
+
+
+def test_the_monitor_chooses_nothing(pack, shot):
+    takes, vae, cast = shot
+    plain = score(pack, shot)[0].report
+    inputs = {"takes": takes, "vae": vae, "cast": cast, "frames": 0, "monitor": PaintedFaceAnalyzer()}
+    watched = pack.execute("IDCrafterScoreTakes", **inputs)[0].report
+    assert watched["best"] == plain["best"] and "monitor" not in plain
+    assert [take["score"] for take in watched["takes"]] == [take["score"] for take in plain["takes"]]
+    seen = watched["takes"][1]["subjects"]["Ada"]
+    assert seen["monitor_seen"] == pytest.approx(seen["similarity_seen"], abs=1e-5)

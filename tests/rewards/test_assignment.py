@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from idcrafter.rewards.assignment import MATCH_COSINE, assign_faces, face_sides, link_faces
+from idcrafter.rewards.assignment import MATCH_COSINE, assign_faces, face_distances, face_sides, link_faces
 
 cosines = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(0, 4)), elements=st.floats(-1, 1, width=32))
 
@@ -62,14 +62,29 @@ def boxes(*centres, side=10.0):
     return np.array([[x - side / 2, y - side / 2, x + side / 2, y + side / 2] for x, y in centres]).reshape(-1, 4)
 
 
+def linked(before, after, likeness=None):
+    distance = face_distances(before, after)
+    return link_faces(distance, np.zeros(distance.shape) if likeness is None else np.array(likeness)).tolist()
+
+
 def test_links_follow_position():
-    assert link_faces(boxes((20, 20), (60, 20)), boxes((62, 21), (18, 20))).tolist() == [1, 0]
+    assert linked(boxes((20, 20), (60, 20)), boxes((62, 21), (18, 20))) == [1, 0]
 
 
 def test_links_end_where_a_face_jumps_or_vanishes():
-    assert link_faces(boxes((20, 20), (60, 20)), boxes((26, 20), (60, 20))).tolist() == [-1, 1]
-    assert link_faces(boxes((20, 20)), boxes()).tolist() == [-1]
-    assert link_faces(boxes(), boxes((1, 1))).tolist() == []
+    assert linked(boxes((20, 20), (60, 20)), boxes((26, 20), (60, 20))) == [-1, 1]
+    assert linked(boxes((20, 20)), boxes()) == [-1]
+    assert linked(boxes(), boxes((1, 1))) == []
+
+
+def test_among_near_faces_the_likeness_decides_but_never_over_a_distance():
+    close, apart = boxes((20, 20), (23, 20)), boxes((20, 20), (60, 20))
+    assert linked(close, close, [[0.1, 0.9], [0.9, 0.1]]) == [1, 0]
+    assert linked(apart, apart, [[-0.9, 0.9], [0.9, -0.9]]) == [0, 1]
+
+
+def test_distances_are_in_sides_of_a_face():
+    np.testing.assert_allclose(face_distances(boxes((20, 20)), boxes((25, 20), (20, 40))), [[0.5, 2.0]])
 
 
 def test_face_sides():

@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idcrafter.rewards.evidence import TensorFrames, gather_evidence
+from idcrafter.rewards.record import failed_record, score_clip
 from idcrafter.rewards.scorecard import (
     build_scorecard,
-    failed_record,
-    largest_change,
     latent_digest,
-    score_clip,
     spread_frames,
     validate_report,
     write_report,
@@ -22,6 +21,7 @@ from idcrafter.rewards.scorecard import (
 from idcrafter.subjects.faces import extract_faces
 from idcrafter.subjects.subject import make_cast, make_subject
 from support.painted_faces import PaintedFaceAnalyzer, blank, embedding, paint
+from support.reports import make_report
 
 LEFT, RIGHT = 10, 60
 
@@ -115,14 +115,17 @@ def test_one_frame_is_not_still(cast):
     assert record["note"] is None and record["score"] > 0.5
 
 
-def test_largest_change():
-    frames = torch.zeros(3, 32, 32, 3)
-    assert largest_change(frames) == 0.0 and largest_change(frames[:1]) == 0.0
-    frames[2, 8:16, 8:16, 1] = 0.5
-    assert largest_change(frames) == pytest.approx(0.5)
-    noise = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0)) * 0.01
-    assert largest_change(noise) < 0.004
-    assert largest_change(torch.zeros(2, 1, 1, 3)) == 0.0
+def test_change_is_that_of_blocks_not_of_noise(cast):
+    def change(frames):
+        return gather_evidence(TensorFrames(frames), range(len(frames)), cast).change
+
+    frames = torch.ones(40, 32, 32, 3)  # more than one chunk
+    assert change(frames) == 0.0 and change(frames[:1]) == 0.0
+    frames[38, 8:16, 8:16, 1] = 0.5
+    assert change(frames) == pytest.approx(0.5)
+    noise = 1.0 - torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0)) * 0.01
+    assert change(noise) < 0.004
+    assert change(torch.ones(2, 1, 1, 3)) == 0.0
 
 
 def test_nan_pixels_are_noted_not_raised(cast):
@@ -143,7 +146,7 @@ def test_report_is_json_with_everything_in_it(cast):
     report = build(cast, score_clip(clip(), range(4), cast), failed_record(cast, "broken"))
     again = json.loads(json.dumps(report, allow_nan=False))
     assert again == report
-    assert (report["schema"], report["version"]) == ("idcrafter.report", 1)
+    assert (report["schema"], report["version"]) == ("idcrafter.report", 2)
     takes = [(take["index"], take["seed"], take["resumed"]) for take in report["takes"]]
     assert takes == [(0, 100, False), (1, 101, True)]
     assert report["analyzer"] == {"name": "painted", "licence": "none needed"}
@@ -180,7 +183,7 @@ def test_casts_that_cannot_be_scored():
     ("change", "message"),
     [
         ({"schema": "other"}, "not an idcrafter.report"),
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"takes": []}, "has no takes"),
         ({"best": 3}, "best take is 3, but there are 1"),
         ({"model": {"size": float("nan")}}, "JSON cannot"),
@@ -204,23 +207,27 @@ def test_inconsistent_takes_are_refused(cast):
 
 def test_write_is_utf8_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "report.json"
-    write_report({"name": "Zo\u00eb"}, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Zo\u00eb"}
-    write_report({"name": "again"}, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+    first, second = make_report(["Zo\u00eb"], [[0.5]]), make_report(["Ada"], [[0.6]])
+    write_report(first, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == first
+    assert "Zo\u00eb" in path.with_suffix(".csv").read_text(encoding="utf-8-sig")
+    write_report(second, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == second
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.csv", "report.json"]
 
 
 def test_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     path = tmp_path / "report.json"
-    write_report({"old": 1}, path)
+    old = make_report(["Ada"], [[0.5]])
+    write_report(old, path)
 
     def full(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
-        write_report({"new": 1}, path)
-    assert json.loads(path.read_text()) == {"old": 1} and len(list(tmp_path.iterdir())) == 1
+        write_report(make_report(["Ada"], [[0.6]]), path)
+    assert json.loads(path.read_text()) == old and len(list(tmp_path.iterdir())) == 2
 
 
 def test_digest_tells_latents_apart():

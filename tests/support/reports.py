@@ -2,7 +2,8 @@
 
 import torch
 
-from idcrafter.rewards.scorecard import build_scorecard, score_clip
+from idcrafter.rewards.record import score_clip
+from idcrafter.rewards.scorecard import build_scorecard
 from idcrafter.subjects.faces import extract_faces
 from idcrafter.subjects.subject import make_cast, make_subject
 from support.painted_faces import PaintedFaceAnalyzer, blank, paint

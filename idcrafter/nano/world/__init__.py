@@ -6,14 +6,20 @@ seed.
 """
 
 from .identity import Identity, identity_split, numbers_of_split, sample_identity
+from .planted import HONEST, PLANTED, PlantedClip, PlantedEvent, plant_clip
 from .scene import Clip, ClipSpec, render_clip, render_photo, sample_clip_spec, sample_photo_pose
 
 __all__ = [
+    "HONEST",
+    "PLANTED",
     "Clip",
     "ClipSpec",
     "Identity",
+    "PlantedClip",
+    "PlantedEvent",
     "identity_split",
     "numbers_of_split",
+    "plant_clip",
     "render_clip",
     "render_photo",
     "sample_clip_spec",

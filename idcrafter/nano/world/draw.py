@@ -32,6 +32,7 @@ class Pose:
     blink: float = 0.0
     wave: float | None = None  # angle of a raised arm; None is an arm that hangs down
     wave_side: int = 1
+    away: bool = False  # seen from behind: no face
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,32 @@ def draw_puppet(image: np.ndarray, who: Identity, pose: Pose) -> Face:
         )
     outline = _head_outline(who)
     canvas.fill(outline, who.skin)
+    if pose.away:
+        _draw_back_of_head(canvas, who, outline)
+    else:
+        _draw_face(canvas, who)
+    _draw_hat(canvas, who)
+
+    corners = canvas.place(outline)
+    box = np.array([*corners.min(0), *corners.max(0)], np.float32)
+    eyes = canvas.place([(-who.eye_gap, who.eye_height), (who.eye_gap, who.eye_height)], 0.33)
+    nose = canvas.place([(0, _nose_y(who) - who.nose_length * 0.2)], 0.42)
+    corner_y = 0.27 - 0.08 * pose.smile
+    mouth = canvas.place([(-who.mouth_width, corner_y), (who.mouth_width, corner_y)], 0.3)
+    return Face(box, np.concatenate([eyes, nose, mouth]).astype(np.float32))
+
+
+def _nose_y(who: Identity) -> float:
+    return who.eye_height + 0.08 + who.nose_length
+
+
+def _draw_back_of_head(canvas: _Canvas, who: Identity, outline: np.ndarray) -> None:
+    if who.hair_style != "bald":
+        canvas.fill(outline[outline[:, 1] <= 0.3], who.hair)
+
+
+def _draw_face(canvas: _Canvas, who: Identity) -> None:
+    half = who.head_width / 2
     if who.cheek:
         blush = tuple(s * (1 - who.cheek) + c * who.cheek for s, c in zip(who.skin, (0.95, 0.3, 0.35), strict=True))
         for side in (-1, 1):
@@ -284,16 +311,7 @@ def draw_puppet(image: np.ndarray, who: Identity, pose: Pose) -> Face:
     _draw_hair_front(canvas, who)
     _draw_mouth(canvas, who)
     _draw_eyes(canvas, who)
-    nose_y = who.eye_height + 0.08 + who.nose_length
-    canvas.fill(_ellipse(0, nose_y - who.nose_length * 0.4, who.nose_width, who.nose_length * 0.55), who.nose, 0.42)
+    nose = _ellipse(0, _nose_y(who) - who.nose_length * 0.4, who.nose_width, who.nose_length * 0.55)
+    canvas.fill(nose, who.nose, 0.42)
     if who.glasses_style != "none":
         _draw_glasses(canvas, who)
-    _draw_hat(canvas, who)
-
-    corners = canvas.place(outline)
-    box = np.array([*corners.min(0), *corners.max(0)], np.float32)
-    eyes = canvas.place([(-who.eye_gap, who.eye_height), (who.eye_gap, who.eye_height)], 0.33)
-    nose = canvas.place([(0, nose_y - who.nose_length * 0.2)], 0.42)
-    corner_y = 0.27 - 0.08 * pose.smile
-    mouth = canvas.place([(-who.mouth_width, corner_y), (who.mouth_width, corner_y)], 0.3)
-    return Face(box, np.concatenate([eyes, nose, mouth]).astype(np.float32))
