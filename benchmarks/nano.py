@@ -47,8 +47,8 @@ class Stack:
     def text(self, prompt: str) -> list:
         return self.pack.execute("CLIPTextEncode", clip=self.clip, text=prompt)[0]
 
-    def clip_of(self, photos: list[torch.Tensor], prompt: str, seed: int, size: tuple[int, int, int]) -> torch.Tensor:
-        """Frames [T, H, W, 3] in 0..1 with these reference photos, one a subject."""
+    def cast_of(self, photos: list[torch.Tensor]):
+        """A cast with one photo [H, W, 3] a subject."""
         run = self.pack.execute
         subjects = {
             f"subject{i}": run(
@@ -56,9 +56,12 @@ class Stack:
             )[0]
             for i, photo in enumerate(photos)
         }
-        cast = run("IDCrafterCast", subjects=subjects)[0]
+        return run("IDCrafterCast", subjects=subjects)[0]
+
+    def shot_of(self, cast, prompt: str, size: tuple[int, int, int]) -> dict:
+        """The inputs of Sample Takes for this cast, but for the seed and the number of takes."""
         width, height, length = size
-        positive, negative_text, negative_images, latent, _ = run(
+        conditioned = self.pack.execute(
             "IDCrafterCastToVideo",
             positive=self.text(prompt),
             negative=self.text(""),
@@ -69,21 +72,28 @@ class Stack:
             length=length,
             rule="auto",
         )
-        takes = run(
-            "IDCrafterSampleTakes",
-            model=self.model,
-            sampler=self.sampler,
-            sigmas=self.sigmas,
-            latent_image=latent,
-            seed=seed,
-            takes=1,
-            positive=positive,
-            negative_text=negative_text,
-            negative_images=negative_images,
-            cfg_text=CFG_TEXT,
-            cfg_images=CFG_IMAGES,
-        )[0]
-        frames = self.vae.decode(takes.takes[0].samples)
+        positive, negative_text, negative_images, latent = conditioned[:4]
+        return {
+            "model": self.model,
+            "sampler": self.sampler,
+            "sigmas": self.sigmas,
+            "latent_image": latent,
+            "positive": positive,
+            "negative_text": negative_text,
+            "negative_images": negative_images,
+            "cfg_text": CFG_TEXT,
+            "cfg_images": CFG_IMAGES,
+        }
+
+    def clip_of(self, photos: list[torch.Tensor], prompt: str, seed: int, size: tuple[int, int, int]) -> torch.Tensor:
+        """Frames [T, H, W, 3] in 0..1 with these reference photos, one a subject."""
+        shot = self.shot_of(self.cast_of(photos), prompt, size)
+        takes = self.pack.execute("IDCrafterSampleTakes", seed=seed, takes=1, **shot)[0]
+        return self.decode(takes.takes[0].samples)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Latent [1, C, T, h, w] -> frames [T', H, W, 3] in 0..1."""
+        frames = self.vae.decode(samples)
         return frames.reshape(-1, *frames.shape[-3:]).clamp(0, 1)
 
     def places(self, frames: torch.Tensor, count: int) -> list[np.ndarray | None]:

@@ -1,1 +1,1 @@
-"""Takes of one shot: seeds, noise, guidance, and the store that lets an interrupted run continue."""
+"""Takes of one shot: seeds, noise, guidance, the search among takes, and the store that lets a broken run go on."""

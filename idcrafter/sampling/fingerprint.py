@@ -18,6 +18,8 @@ import torch
 
 # Raise when a change of this package changes the pixels of a take.
 TAKE_REVISION = 1
+# Raise when a change of this package changes the score of a preview.
+SCORE_REVISION = 1
 
 
 def run_key(guider, sampler, sigmas: torch.Tensor, latent: dict, graph: list, files: Iterable[tuple]) -> str:
@@ -43,6 +45,16 @@ def run_key(guider, sampler, sigmas: torch.Tensor, latent: dict, graph: list, fi
         json.dumps(graph, sort_keys=True, default=str),
         sorted(files, key=repr),
     ):
+        _update(digest, part)
+    return digest.hexdigest()[:32]
+
+
+def score_key(subjects, graph: list, files: Iterable[tuple]) -> str:
+    """32 hex digits for what shapes the preview scores of a search: the subjects' embeddings [S, D], and the graph and
+    its files, VAE and face analyzer included (as for `run_key`)."""
+    digest = hashlib.sha256()
+    graph_text = json.dumps(graph, sort_keys=True, default=str)
+    for part in (SCORE_REVISION, torch.as_tensor(subjects), graph_text, sorted(files, key=repr)):
         _update(digest, part)
     return digest.hexdigest()[:32]
 

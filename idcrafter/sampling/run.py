@@ -11,6 +11,7 @@ import comfy.utils
 import latent_preview
 import torch
 
+from ..subjects.references import LEADING
 from .fingerprint import sampler_name
 from .seeds import take_noise, take_seeds
 from .store import TakeStore
@@ -35,17 +36,17 @@ def sample_takes(
     steps = check_schedule(sigmas)
     latent = prepare_latent(guider.model_patcher, latent)
     samples = latent["samples"]
-    progress = _Progress(guider.model_patcher, steps, count)
+    progress = Progress(guider.model_patcher, steps * count)
     takes = []
-    for k, seed in enumerate(take_seeds(base_seed, count)):
+    for seed in take_seeds(base_seed, count):
         comfy.model_management.throw_exception_if_processing_interrupted()
         take = store.load(seed, samples.shape) if store is not None else None
         if take is None:
-            take = _sample(guider, sampler, sigmas, latent, seed, progress.callback(k))
+            take = _sample(guider, sampler, sigmas, latent, seed, progress.callback(most=steps))
             if store is not None:
                 store.save(take)
         takes.append(take)
-        progress.finish(k)
+        progress.advance(steps)
     resumed = sum(take.resumed for take in takes)
     if resumed:
         log.info("%d of %d takes were read back from %s.", resumed, count, store.folder)
@@ -55,6 +56,7 @@ def sample_takes(
         sampler=sampler_name(sampler),
         sigmas=sigmas.detach().to("cpu", copy=True),
         model=model_facts(guider.model_patcher),
+        leading=latent.get(LEADING, 0),
     )
 
 
@@ -114,25 +116,29 @@ def _sample(guider, sampler, sigmas, latent: dict, seed: int, callback) -> Take:
     return Take(seed=seed, samples=samples, seconds=time.perf_counter() - start, resumed=False)
 
 
-class _Progress:
-    """One bar over all takes, with the preview that the server is set to."""
+class Progress:
+    """One bar over the steps of all takes, with the preview that the server is set to."""
 
-    def __init__(self, patcher, steps: int, count: int):
-        self.steps = steps
-        self.total = steps * count
-        self.bar = comfy.utils.ProgressBar(self.total)
+    def __init__(self, patcher, total: int):
+        self.total = total
+        self.done = 0
+        self.bar = comfy.utils.ProgressBar(total)
         self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
 
-    def callback(self, take: int):
+    def callback(self, skip: int = 0, most: int | None = None):
+        """A sampler's callback. Its first `skip` steps were counted before; it never shows more than `most` of them
+        (adaptive samplers take more steps than the schedule has)."""
+
         def step_done(step, x0, x, total_steps):
             preview = None
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image(PREVIEW_FORMAT, x0)
-            # Adaptive samplers take more steps than the schedule has.
-            done = min(step + 1, self.steps)
-            self.bar.update_absolute(take * self.steps + done, self.total, preview)
+            steps = max(0, step + 1 - skip)
+            self.bar.update_absolute(self.done + (steps if most is None else min(steps, most)), self.total, preview)
 
         return step_done
 
-    def finish(self, take: int):
-        self.bar.update_absolute((take + 1) * self.steps, self.total)
+    def advance(self, steps: int):
+        """These steps are done for good."""
+        self.done += steps
+        self.bar.update_absolute(self.done, self.total)

@@ -25,12 +25,14 @@ class Take:
 
 @dataclass(frozen=True, eq=False)
 class Takes:
-    """All takes of one shot, in seed order.
+    """All finished takes of one shot, in seed order.
 
     base_seed  seed of the first take
     sampler    name of the sampler, as far as the SAMPLER object tells
     sigmas     the noise schedule, [steps + 1] on the CPU
     model      facts for the report: "family", "size" (parameters), and when known "file", "licence"
+    search     the record of the take search that pruned the other seeds (`search.search_takes`); None without one
+    leading    how many of a take's first latent frames are references and not video (VACE)
     """
 
     takes: tuple[Take, ...]
@@ -38,3 +40,9 @@ class Takes:
     sampler: str
     sigmas: torch.Tensor
     model: dict
+    search: dict | None = None
+    leading: int = 0
+
+    def video(self, take: Take) -> torch.Tensor:
+        """The take's samples without the references before the video."""
+        return take.samples[:, :, self.leading :] if self.leading else take.samples

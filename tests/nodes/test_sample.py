@@ -6,6 +6,8 @@ import pytest
 import torch
 from comfy_execution.graph import DynamicPrompt
 
+from support.painted_faces import PaintedFaceAnalyzer, blank, paint
+
 
 @pytest.fixture(autouse=True)
 def output(monkeypatch, tmp_path):
@@ -138,9 +140,131 @@ def test_a_damaged_take_is_made_again(sample, output, caplog):
     assert resumed(sample(graph())) == [True, True]
 
 
+class PaintedVae:
+    """Decodes latent frames as Wan's VAE does, to one and then four frames each, with a face of Ada whose likeness
+    follows from the latent frame."""
+
+    def __init__(self):
+        self.decoded = []
+
+    def decode(self, samples):
+        self.decoded.append(tuple(samples.shape))
+        clips = []
+        for latent in samples:
+            clip = blank(count=4 * latent.shape[1] - 3)
+            for t, frame in enumerate(clip):
+                paint(frame, 0, 20, float(torch.sigmoid(latent[:, (t + 3) // 4].mean() * 20)))
+            clips.append(clip)
+        return torch.stack(clips)
+
+
+@pytest.fixture
+def searched(pack):
+    """vae and cast for a search."""
+    subjects, faces = pack.submodule("idcrafter.subjects.subject"), pack.submodule("idcrafter.subjects.faces")
+    cast = subjects.make_cast([subjects.make_subject("Ada", "person", "", paint(blank(), 0, 20)[None])])
+    cast = cast.with_faces(faces.extract_faces(cast, PaintedFaceAnalyzer(), "error", "error"))
+    return {"vae": PaintedVae(), "cast": cast}
+
+
+def search_graph(**changes):
+    prompt = graph(vae=["3", 0], cast=["4", 0], takes=4, budget=2.5, **changes)
+    prompt["dynprompt"].original_prompt["3"] = {"class_type": "VAELoader", "inputs": {"vae_name": "a"}}
+    prompt["dynprompt"].original_prompt["4"] = {"class_type": "IDCrafterExtractFaces", "inputs": {}}
+    return prompt
+
+
+@pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "res_multistep", "euler_ancestral", "dpmpp_sde"])
+def test_a_budget_prunes_and_what_is_left_is_what_ksampler_gives(pack, stack, shot, sample, searched, sampler_name):
+    sampler = pack.execute("KSamplerSelect", sampler_name=sampler_name)[0]
+    sigmas = pack.execute("BasicScheduler", model=stack.model, scheduler="simple", steps=8, denoise=1.0)[0]
+    found = sample(sampler=sampler, sigmas=sigmas, takes=4, budget=2.0, negative_images=None, cfg_text=3.0, **searched)
+    assert 1 <= len(found.takes) < 4 and found.search["cost"] <= 2.0
+    assert {take.seed for take in found.takes} | {gone["seed"] for gone in found.search["pruned"]} == {3, 4, 5, 6}
+    for take in found.takes:
+        core = pack.execute(
+            "KSampler", model=stack.model, seed=take.seed, steps=8, cfg=3.0, sampler_name=sampler_name,
+            scheduler="simple", positive=shot.positive, negative=shot.negative_text, latent_image=shot.latent,
+            denoise=1.0,
+        )[0]["samples"]  # fmt: skip
+        assert torch.equal(take.samples, core)
+
+
+def test_the_node_says_what_was_pruned(pack, stack, shot, searched):
+    result = pack.execute(
+        "IDCrafterSampleTakes", model=stack.model, sampler=shot.sampler, sigmas=shot.sigmas, latent_image=shot.latent,
+        seed=3, takes=4, positive=shot.positive, budget=2.5, **searched,
+    )  # fmt: skip
+    (text,) = result.ui["text"]
+    assert text == result[1] and text.startswith("Take search: ") and "budget 2.5" in text
+    assert text.count("Pruned seed") == len(result[0].search["pruned"]) >= 1
+
+
+def test_a_guider_is_searched_too(pack, sample, stack, shot, searched):
+    guider = pack.execute("BasicGuider", model=stack.model, conditioning=shot.positive)[0]
+    nothing = {"positive": None, "negative_text": None, "negative_images": None}
+    found = sample(model=guider, takes=4, budget=2.5, **nothing, **searched)
+    whole = {take.seed: take.samples for take in sample(model=guider, takes=4, **nothing).takes}
+    assert found.search["pruned"] and all(torch.equal(take.samples, whole[take.seed]) for take in found.takes)
+
+
+@pytest.mark.parametrize("budget", [0.0, 4.0, 9.5])
+def test_without_a_budget_or_with_one_for_everybody_nothing_is_looked_at(sample, searched, budget):
+    takes = sample(takes=4, budget=budget, **searched)
+    assert takes.search is None and searched["vae"].decoded == []
+    assert [take.seed for take in takes.takes] == [3, 4, 5, 6]
+    plain = sample(takes=4)
+    assert all(torch.equal(a.samples, b.samples) for a, b in zip(takes.takes, plain.takes, strict=True))
+    assert sample(takes=4, budget=4.0).search is None  # then neither VAE nor cast is needed
+
+
+def test_budgets_that_cannot_be_kept_are_refused(sample, searched, shot):
+    with pytest.raises(ValueError, match="needs vae and cast; connect them"):
+        sample(takes=4, budget=2.5)
+    with pytest.raises(ValueError, match="needs cast; connect it"):
+        sample(takes=4, budget=2.5, vae=searched["vae"])
+    with pytest.raises(ValueError, match="finishes no take"):
+        sample(takes=4, budget=0.5, **searched)
+    with pytest.raises(ValueError, match="4 takes of 4 steps.*at least 1.75"):
+        sample(takes=4, budget=1.5, **searched)
+    with pytest.raises(ValueError, match="use more steps"):
+        sample(takes=4, budget=2.5, sigmas=shot.sigmas[-2:], **searched)
+    faceless = searched["cast"].with_faces(None)
+    with pytest.raises(ValueError, match="IDCrafterExtractFaces"):
+        sample(takes=4, budget=2.5, vae=searched["vae"], cast=faceless)
+
+
+def test_a_search_is_found_again_and_leaves_takes_for_others(sample, searched, output):
+    hidden = search_graph()
+    first = sample(hidden, takes=4, budget=2.5, **searched)
+    looked = len(searched["vae"].decoded)
+    again = sample(search_graph(), takes=4, budget=2.5, **searched)
+    assert looked == len(searched["vae"].decoded) and all(resumed(again))
+    assert [take.seed for take in again.takes] == [take.seed for take in first.takes]
+    assert {k: v for k, v in again.search.items() if not k.endswith("seconds")} == {
+        k: v for k, v in first.search.items() if not k.endswith("seconds")
+    }
+    assert not list(output.glob("idcrafter/takes/*/*.part"))
+    # VAE, cast and budget do not shape a take: without a budget only the pruned ones are sampled.
+    survivors = [take.seed for take in first.takes]
+    everybody = sample(graph(takes=4), takes=4)
+    assert [take.seed for take in everybody.takes if take.resumed] == survivors
+
+
 def test_the_schema(pack):
     schema = pack.nodes["IDCrafterSampleTakes"].GET_SCHEMA()
     kinds = {entry.id: entry.get_io_type() for entry in schema.inputs}
     assert kinds["model"] == "MODEL,GUIDER" and schema.inputs[0].id == "model"
     optional = {entry.id for entry in schema.inputs if entry.optional}
-    assert optional == {"positive", "negative_text", "negative_images", "cfg_text", "cfg_images"}
+    assert optional == {
+        "positive", "negative_text", "negative_images", "cfg_text", "cfg_images", "vae", "cast", "budget",
+    }  # fmt: skip
+
+
+def test_the_takes_know_of_references_before_the_video(sample, shot):
+    """VACE's rule says so in its LATENT; the samples are what the sampler gives, references included."""
+    latent = {**shot.latent, "idcrafter_leading_references": 1}
+    takes, plain = sample(latent_image=latent, takes=1), sample(takes=1)
+    assert (takes.leading, plain.leading) == (1, 0)
+    assert torch.equal(takes.takes[0].samples, plain.takes[0].samples)
+    assert torch.equal(takes.video(takes.takes[0]), plain.takes[0].samples[:, :, 1:])
