@@ -9,6 +9,7 @@
 
 Only "format", "version", "name" and each entry's "folder" and "file" are needed. "sha256" is a hex digest; for "faces",
 whose file is a folder, an object {file name: digest}. "download" is the command that gets the file: it is only shown.
+The model's "family" tells models with the same tensors apart, one of families.CHOICES.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import files
+from . import families, files
 from .faces import load_face_analyzer
 from .text_encoder import load_text_encoder
 from .vae import load_vae
@@ -35,7 +36,7 @@ VERSION = 1
 ROLES = ("model", "text_encoder", "vae", "faces")
 _TOP_FIELDS = {"format", "version", "name", "description", "licence", "sampling", *ROLES}
 _ENTRY_FIELDS = {"folder", "file", "sha256", "licence", "download"}
-_EXTRA_FIELDS = {"text_encoder": {"type"}, "faces": {"det_size", "provider"}}
+_EXTRA_FIELDS = {"model": {"family"}, "text_encoder": {"type"}, "faces": {"det_size", "provider"}}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def load_bundle(path: Path) -> Loaded:
             entry.licence or bundle.licence or "not stated",
         )
     entries = bundle.entries
-    model = load_video_dit(paths["model"], licence=entries["model"].licence or bundle.licence)
+    model = load_video_dit(
+        paths["model"], licence=entries["model"].licence or bundle.licence, **entries["model"].options
+    )
     if bundle.shift is not None:
         model = set_shift(model, bundle.shift)
     return Loaded(
@@ -168,6 +171,10 @@ def _parse_entry(manifest: _Fields, role: str) -> Entry:
     except ValueError as error:
         fields.fail("file", f"is refused: {error}")
     options: dict[str, Any] = {}
+    if role == "model" and fields.get("family", optional=True) is not None:
+        options["family"] = fields.text("family")
+        if options["family"] not in families.CHOICES:
+            fields.fail("family", f"must be one of {', '.join(families.CHOICES)}")
     if role == "text_encoder" and fields.text("type", optional=True) not in (None, "wan"):
         fields.fail("type", "must be 'wan'")
     if role == "faces":

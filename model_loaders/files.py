@@ -23,6 +23,8 @@ import torch
 log = logging.getLogger(__name__)
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+# The scales of quantised weights, as ComfyUI and its conversions name them.
+_SCALE = re.compile(r"(scaled_fp8|weight_scale|scale_weight|scale_input|input_scale|comfy_quant)")
 _MAX_HEADER = 100 * 1024 * 1024
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -35,11 +37,17 @@ _DIGESTS: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a model file holds: tensors on the meta device (shape and dtype, no memory) and its text metadata."""
+    """What a model file holds: tensors on the meta device (shape and dtype, no memory) and its text metadata.
+
+    config  the config.json of its folder, when that is a diffusers network's
+    parts   the files of a model in shards; empty for a single file, which `path` is
+    """
 
     path: Path
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+    config: dict | None = None
+    parts: tuple[Path, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -112,10 +120,17 @@ def read_header(path: str | os.PathLike) -> Header:
     return Header(path, tensors, metadata)
 
 
-def check_layout(header: Header, expected: Mapping[str, torch.Size], prefix: str, kind: str) -> None:
+def check_layout(
+    header: Header,
+    expected: Mapping[str, torch.Size],
+    prefix: str,
+    kind: str,
+    ignored: tuple[str, ...] | None = None,
+) -> None:
     """Compare a file with the layout that the loader is about to build; ValueError names the first differences.
 
     expected  tensor name (without prefix) -> shape
+    ignored   endings of tensors that may be there as well; None lets any other tensor pass
     Quantised files carry extra scale tensors and may pack the columns of a matrix, so there only the rows count.
     """
     found = {
@@ -127,7 +142,7 @@ def check_layout(header: Header, expected: Mapping[str, torch.Size], prefix: str
             f"'{header.path.name}' looks like {kind}, but {len(missing)} of its {len(expected)} tensors are missing "
             f"(first: {missing[0]}); the file is incomplete or another variant, download it again."
         )
-    packed = any(re.search(r"(scaled_fp8|weight_scale|scale_weight|comfy_quant)", name) for name in found)
+    packed = any(_SCALE.search(name) for name in found)
     compare = (lambda shape: tuple(shape[:1])) if packed else tuple
     for name, shape in expected.items():
         if compare(found[name]) != compare(shape):
@@ -135,10 +150,18 @@ def check_layout(header: Header, expected: Mapping[str, torch.Size], prefix: str
                 f"'{header.path.name}' looks like {kind}, but {name} has the shape {list(found[name])} instead of "
                 f"{list(shape)}; its config or its weights belong to another model."
             )
+    if ignored is None:
+        return
+    extra = [name for name in found if name not in expected and not name.endswith(ignored) and not _SCALE.search(name)]
+    if extra:
+        raise ValueError(
+            f"'{header.path.name}' looks like {kind}, but has {len(extra)} tensors that such a model does not have "
+            f"(first: {extra[0]}); it is another model, which would not work without them."
+        )
 
 
-def verify_sha256(path: Path, expected: str) -> None:
-    """ValueError when the file's content is not the expected one. Each version of a file is read once a session."""
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content. Each version of a file is read once a session."""
     status = path.stat()
     key = (str(path), status.st_size, status.st_mtime_ns)
     if key not in _DIGESTS:
@@ -147,9 +170,15 @@ def verify_sha256(path: Path, expected: str) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         _DIGESTS[key] = digest.hexdigest()
-    if _DIGESTS[key] != expected.lower():
+    return _DIGESTS[key]
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """ValueError when the file's content is not the expected one."""
+    found = sha256_of(path)
+    if found != expected.lower():
         raise ValueError(
-            f"'{path}' has the sha256 {_DIGESTS[key]}, but {expected.lower()} is expected; "
+            f"'{path}' has the sha256 {found}, but {expected.lower()} is expected; "
             "the file is damaged or another version, download it again."
         )
 

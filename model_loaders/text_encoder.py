@@ -20,7 +20,7 @@ import folder_paths
 import torch
 
 from . import files
-from .video_dit import describe_other
+from .guess import describe_other
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 
 from . import files
-from .video_dit import describe_other
+from .guess import describe_other
 
 log = logging.getLogger(__name__)
 

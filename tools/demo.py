@@ -49,8 +49,8 @@ def stage(server: Server, graph: dict) -> str:
 
 
 def copy_photos(folder: Path) -> None:
-    """The graph's reference photos, under the names that it loads."""
-    for photo in sorted(PHOTOS.glob("*.png")):
+    """The graphs' reference photos and the example video, under the names that they load."""
+    for photo in sorted(PHOTOS.iterdir()):
         shutil.copyfile(photo, folder / f"idcrafter_{photo.name}")
 
 

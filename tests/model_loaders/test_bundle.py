@@ -74,6 +74,11 @@ def test_everything_is_loaded_and_licences_are_logged(bundles, manifest, write, 
         assert line in caplog.text
 
 
+def test_the_family_of_a_model_whose_name_does_not_tell(bundles, manifest, write, face_calls):
+    manifest["model"]["family"] = "phantom"
+    assert bundles.load_bundle(write(manifest)).model.get_attachment("idcrafter")["family"] == "phantom"
+
+
 def test_without_a_shift_the_model_keeps_cores(bundles, manifest, write, face_calls):
     del manifest["sampling"]
     assert bundles.load_bundle(write(manifest)).model.get_model_object("model_sampling").shift == 8.0
@@ -160,6 +165,7 @@ def put(*path_and_value):
         (put("sampling", "shift", -1), "'sampling.shift' must be a number above 0"),
         (put("sampling", "shift", "3"), "'sampling.shift' must be a number above 0"),
         (put("sampling", 3), "sampling must be a JSON object"),
+        (put("model", "family", "kling"), "'model.family' must be one of auto, wan-t2v, phantom"),
         (put("faces", "det_size", 100), "'faces.det_size' must be a positive multiple of 32"),
         (put("text_encoder", "type", "sdxl"), "'text_encoder.type' must be 'wan'"),
     ],

@@ -60,9 +60,10 @@ def shot(pack, stack, cast):
     import comfy.samplers
 
     with torch.inference_mode():
-        conditioned = pack.submodule("idcrafter.conditioning.phantom").condition(
+        shot = pack.submodule("idcrafter.conditioning.shot").Shot(
             stack.encode("The first waves."), stack.encode(""), stack.vae, cast, 64, 48, 5
         )
+        conditioned = pack.submodule("idcrafter.conditioning.phantom").condition(shot)
         sampling = stack.model.get_model_object("model_sampling")
         return SimpleNamespace(
             positive=conditioned.positive,

@@ -1,0 +1,1 @@
+from support.tiny_stack import inference_mode  # noqa: F401
