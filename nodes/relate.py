@@ -31,9 +31,10 @@ class Relate(io.ComfyNode):
                     "wording",
                     options=list(WORDINGS),
                     default="descriptions",
-                    tooltip="'descriptions' puts each description in the place of the name (Phantom-Wan and most "
-                    "models). 'ordinals' first lists them ('The first is ...') and then says 'the first', 'the second' "
-                    "(nano).",
+                    tooltip="'descriptions' puts each description in the place of the name (Phantom, SkyReels-V3, "
+                    "RefAlign, HuMo, VACE). 'ordinals' first lists them ('The first is ...') and then says 'the first' "
+                    "(nano); 'people' does so with 'the first person' (the Identity-GRPO LoRAs). 'images' "
+                    "adds 'from image0', 'from image1' to the descriptions (Bernini).",
                 ),
             ],
             outputs=[io.String.Output(display_name="prompt")],

@@ -5,6 +5,14 @@ A video model does not know who "Ada" is, so every name gives way to something t
     descriptions   "Ada hugs Bo. Ada smiles."  ->  "A woman in red hugs a man with a beard. The woman in red smiles."
     ordinals       "Ada hugs Bo."  ->  "The first is a woman in red. The second is a man with a beard.
                                         The first hugs the second."
+    people         "Ada hugs Bo."  ->  "The first person is a woman in red. The second person is a man with a beard.
+                                        The first person hugs the second person."
+    images         "Ada hugs Bo."  ->  "A woman in red from image0 hugs a man with a beard from image1."
+
+Which model reads which: descriptions suit Phantom, SkyReels-V3, RefAlign, HuMo and VACE, whose prompts have no tags;
+people is how Identity-GRPO's prompts read (alibaba/identity-grpo), images how Bernini's prompts count the
+references, and ordinals is nano's. The n-th subject is the n-th image, because every subject's first photo comes
+before anybody's second.
 
 Pure and deterministic. Names match whole words, with their case, the longest first: "Will will wait" keeps its verb.
 """
@@ -17,7 +25,7 @@ from collections.abc import Callable, Sequence
 
 from ..subjects.subject import Subject
 
-WORDINGS = ("descriptions", "ordinals")
+WORDINGS = ("descriptions", "ordinals", "people", "images")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 _UNNAMED = {"person": "a person", "animal": "an animal", "object": "an object"}
@@ -44,10 +52,13 @@ def compose(subjects: Sequence[Subject], action: str, wording: str = "descriptio
     names = [subject.name for subject in subjects]
     looks = [describe(subject) for subject in subjects]
     action = tidy(unicodedata.normalize("NFC", action))
-    if wording == "ordinals":
-        body, _ = replace_names(action, names, lambda i, again: f"the {ORDINALS[i]}")
-        introduction = " ".join(f"The {ORDINALS[i]} is {look}." for i, look in enumerate(looks))
+    if wording in ("ordinals", "people"):
+        nouns = [f" {subject.kind}" if wording == "people" else "" for subject in subjects]
+        body, _ = replace_names(action, names, lambda i, again: f"the {ORDINALS[i]}{nouns[i]}")
+        introduction = " ".join(f"The {ORDINALS[i]}{nouns[i]} is {look}." for i, look in enumerate(looks))
         return tidy(f"{introduction} {end_sentence(body)}")
+    if wording == "images":
+        looks = [f"{look} from image{i}" for i, look in enumerate(looks)]
     body, mentioned = replace_names(action, names, lambda i, again: definite(looks[i]) if again else looks[i])
     others = [looks[i] for i in range(len(subjects)) if i not in mentioned]
     if not others:

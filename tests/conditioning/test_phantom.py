@@ -1,4 +1,4 @@
-"""The Phantom rule against core's node, and its limits."""
+"""The Phantom rule against core's node and the public reference code, and its limits."""
 
 import pytest
 import torch
@@ -9,28 +9,18 @@ def phantom(pack):
     return pack.submodule("idcrafter.conditioning.phantom")
 
 
-def cast_of(pack, *photo_counts):
-    subjects = pack.submodule("idcrafter.subjects.subject")
-    generator = torch.Generator().manual_seed(3)
-    return subjects.make_cast(
-        [
-            subjects.make_subject(f"S{i}", "person", "", torch.rand((n, 24, 32, 3), generator=generator))
-            for i, n in enumerate(photo_counts)
-        ]
-    )
-
-
 def references_of(conditioning):
     return conditioning[0][1]["time_dim_concat"]
 
 
-def test_shapes_and_order(phantom, pack, stack):
-    cast = cast_of(pack, 2, 1)
-    out = phantom.condition(stack.encode("a"), stack.encode(""), stack.vae, cast, 64, 48, 9)
+def test_shapes_and_order(phantom, pack, stack, make_shot, cast_of):
+    cast = cast_of(2, 1)
+    out = phantom.condition(make_shot(cast=cast))
     assert out.latent["samples"].shape == (1, 16, 3, 6, 8)
     assert not out.latent["samples"].any()
     assert out.references.shape == (3, 48, 64, 3)
-    assert [tuple(ref) for ref in out.used] == [(0, 0), (1, 0), (0, 1)]
+    assert [(ref.subject, ref.photo) for ref in out.used] == [(0, 0), (1, 0), (0, 1)]
+    assert out.positive[0][1]["idcrafter_reference_names"] == ["S0", "S1", "S0"]
     letterbox = pack.submodule("idcrafter.subjects.references").letterbox
     latents = references_of(out.positive)
     assert latents.shape == (1, 16, 3, 6, 8)
@@ -41,36 +31,67 @@ def test_shapes_and_order(phantom, pack, stack):
         assert torch.equal(latents[:, :, i : i + 1], stack.vae.encode(frame.unsqueeze(0)))
 
 
-def test_equals_cores_node_on_prepared_images(phantom, pack, stack, cast):
+def test_equals_cores_node_on_prepared_images(phantom, stack, make_shot):
     from comfy_extras.nodes_wan import WanPhantomSubjectToVideo
 
-    positive, negative = stack.encode("The first waves."), stack.encode("blurred")
-    ours = phantom.condition(positive, negative, stack.vae, cast, 64, 48, 9)
-    core = WanPhantomSubjectToVideo.execute(positive, negative, stack.vae, 64, 48, 9, 1, ours.references)
+    shot = make_shot()
+    ours = phantom.condition(shot)
+    core = WanPhantomSubjectToVideo.execute(shot.positive, shot.negative, stack.vae, 64, 48, 9, 1, ours.references)
     for mine, theirs in zip((ours.positive, ours.negative_text, ours.negative_images), core.args, strict=False):
         assert torch.equal(mine[0][0], theirs[0][0])
         assert torch.equal(references_of(mine), references_of(theirs))
     assert torch.equal(ours.latent["samples"], core.args[3]["samples"])
 
 
-def test_zero_references_are_zero_for_the_model(phantom, stack, cast, shot):
+def test_references_equal_the_published_code(phantom, published, published_shot, numbers):
+    ours = phantom.condition(published_shot)
+    assert (ours.references - published["photos"]).abs().max() < 1e-5
+    theirs = numbers("phantom")["references"]
+    ours = published["model"].model.process_latent_in(references_of(ours.positive))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("timestep", [900, 400])
+def test_guided_velocity_equals_the_published_code(phantom, published, published_shot, numbers, velocity, timestep):
+    """Three branches through core's model and guider, with the scales of the release."""
+    ours = velocity(phantom.condition(published_shot), published["model"], timestep / 1000)
+    theirs = numbers("phantom")[f"velocity_{timestep}"]
+    assert theirs.std() > 0.5
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_the_canvas_is_the_published_ones(pack, published, numbers):
+    """The same white borders to a pixel, the same picture but for the kernel (theirs is Lanczos on 8 bits)."""
+    ours = pack.submodule("idcrafter.subjects.references").letterbox(published["wide"], None, 64, 48)
+    theirs = numbers("phantom")["canvas"] / 255
+
+    def borders(frame):
+        rows = (frame < 0.99).any(dim=2).any(dim=1).nonzero()
+        return int(rows[0]), int(rows[-1])
+
+    assert all(abs(a - b) <= 1 for a, b in zip(borders(ours), borders(theirs), strict=True))
+    assert (ours - theirs)[8:40].abs().mean() < 0.01
+
+
+def test_zero_references_are_zero_for_the_model(stack, shot):
     zeros = stack.model.get_model_object("process_latent_in")(references_of(shot.negative_images))
     assert zeros.abs().max() < 1e-6
     assert references_of(shot.negative_text) is references_of(shot.positive)
 
 
-def test_the_given_conditioning_is_not_changed(phantom, stack, cast):
-    positive, negative = stack.encode("a"), stack.encode("")
-    phantom.condition(positive, negative, stack.vae, cast, 64, 48, 5)
-    assert "time_dim_concat" not in positive[0][1] and "time_dim_concat" not in negative[0][1]
+def test_the_given_conditioning_is_not_changed(phantom, make_shot):
+    shot = make_shot()
+    phantom.condition(shot)
+    assert not shot.positive[0][1].keys() & {"time_dim_concat", "idcrafter_reference_names"}
+    assert "time_dim_concat" not in shot.negative[0][1]
 
 
-def test_four_references_at_most(phantom, pack, stack):
-    out = phantom.condition(stack.encode(""), stack.encode(""), stack.vae, cast_of(pack, 3, 2), 32, 32, 1)
-    assert [tuple(ref) for ref in out.used] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert [tuple(ref) for ref in out.left_out] == [(0, 2)]
+def test_four_references_at_most(phantom, make_shot, cast_of):
+    out = phantom.condition(make_shot(cast=cast_of(3, 2), width=32, height=32, length=1))
+    assert [ref.subject for ref in out.used] == [0, 1, 0, 1] and out.used[0].photo == 0
+    assert len(out.left_out) == 1 and out.left_out[0].subject == 0
     with pytest.raises(ValueError, match="5 subjects; remove 1"):
-        phantom.condition(stack.encode(""), stack.encode(""), stack.vae, cast_of(pack, 1, 1, 1, 1, 1), 32, 32, 1)
+        phantom.condition(make_shot(cast=cast_of(1, 1, 1, 1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +104,12 @@ def test_four_references_at_most(phantom, pack, stack):
         ((64, 48, 0), "use 1 or 5"),
     ],
 )
-def test_sizes_that_the_model_cannot_make(phantom, stack, cast, size, message):
+def test_sizes_that_the_model_cannot_make(phantom, make_shot, size, message):
     with pytest.raises(ValueError, match=message):
-        phantom.condition(stack.encode(""), stack.encode(""), stack.vae, cast, *size)
+        phantom.condition(make_shot(width=size[0], height=size[1], length=size[2]))
 
 
-def test_another_vae_is_refused(phantom, stack, cast):
+def test_another_vae_is_refused(phantom, make_shot):
     class ImageVAE:
         latent_channels = 4
         latent_dim = 2
@@ -96,8 +117,8 @@ def test_another_vae_is_refused(phantom, stack, cast):
         def spacial_compression_encode(self):
             return 8
 
-    with pytest.raises(ValueError, match="needs the Wan 2.1 VAE.*has 4 channels"):
-        phantom.condition(stack.encode(""), stack.encode(""), ImageVAE(), cast, 64, 48, 9)
+    with pytest.raises(ValueError, match="Phantom rule needs the Wan 2.1 VAE.*has 4 channels"):
+        phantom.condition(make_shot(vae=ImageVAE()))
 
 
 def test_the_model_sees_the_references(stack, shot):

@@ -98,7 +98,9 @@ def test_a_cut_out_subject_fills_the_frame(reference):
 
 
 def test_what_is_left_out_is_said(pack, stack, caplog):
+    # The fourth photo is almost the first one.
     images = torch.rand((5, 32, 32, 3))
+    images[3] = images[0] * 0.99
     subject = pack.execute("IDCrafterSubject", name="Ada", kind="person", description="", images=images)[0]
     cast = pack.execute("IDCrafterCast", subjects={"subject0": subject})[0]
     with caplog.at_level(logging.INFO):
@@ -107,4 +109,51 @@ def test_what_is_left_out_is_said(pack, stack, caplog):
             cast=cast, width=32, height=32, length=1, rule="phantom",
         )  # fmt: skip
     assert out[4].shape[0] == 4
-    assert "takes 4 references; left out: photo 5 of subject 'Ada'" in caplog.text
+    assert "References by the Phantom rule: photo 1 of subject 'Ada', photo 2" in caplog.text
+    assert "takes 4 references; left out: photo 4 of subject 'Ada'" in caplog.text
+
+
+def condition(pack, stack, cast, **inputs):
+    return pack.execute(
+        "IDCrafterCastToVideo", positive=stack.encode("a"), negative=stack.encode(""), vae=stack.vae, cast=cast,
+        width=32, height=32, length=5, **inputs,
+    )  # fmt: skip
+
+
+def test_without_a_model_none_comes_out(pack, stack, cast):
+    """Whoever is wired to that output hears why; the other outputs are there."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    out = condition(pack, stack, cast)
+    assert isinstance(out[6], ExecutionBlocker) and "Connect a MODEL" in out[6].message
+    assert out[5] == 0 and out[0][0][1]["time_dim_concat"].shape[2] == 2
+
+
+def test_the_model_chooses_the_rule_and_comes_out(pack, stack, cast):
+    out = condition(pack, stack, cast, model=stack.model)
+    assert out[6] is stack.model and "time_dim_concat" in out[0][0][1]
+    out = condition(pack, stack, cast, model=stack.model, rule="refalign")
+    assert (
+        out[6] is not stack.model
+        and ("double_block", 0) in (out[6].model_options["transformer_options"]["patches_replace"]["dit"])
+    )
+
+
+def test_masks_can_be_left_alone(pack, stack):
+    image, mask = torch.zeros((1, 32, 32, 3)), torch.zeros((1, 32, 32))
+    mask[:, 8:24, 8:24] = 1.0
+    subject = pack.execute("IDCrafterSubject", name="Ada", kind="person", description="", images=image, mask=mask)[0]
+    cast = pack.execute("IDCrafterCast", subjects={"subject0": subject})[0]
+    assert condition(pack, stack, cast)[4][0, 0].min() > 0.99
+    assert not condition(pack, stack, cast, cut_out=False)[4].any()
+
+
+def test_photos_and_framing_reach_the_references(pack, stack):
+    subject = pack.execute(
+        "IDCrafterSubject", name="Ada", kind="person", description="", images=torch.rand((3, 32, 32, 3))
+    )[0]
+    cast = pack.execute("IDCrafterCast", subjects={"subject0": subject})[0]
+    assert condition(pack, stack, cast)[4].shape[0] == 3
+    assert condition(pack, stack, cast, photos=2)[4].shape[0] == 2
+    with pytest.raises(ValueError, match="Extract Faces"):
+        condition(pack, stack, cast, framing="faces")

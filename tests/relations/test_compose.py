@@ -58,6 +58,23 @@ def test_ordinals_in_the_dialect_of_nano():
     assert compose([first, second], "Bo takes Ada's hat", "ordinals").endswith("The second takes the first's hat.")
 
 
+def test_people_in_the_dialect_of_identity_grpo():
+    """Whoever is no person is called what it is."""
+    assert compose([ADA, DOG, BO], "Ada hugs Bo. Dog sits beside Ada.", "people") == (
+        "The first person is a woman with red hair. The second animal is a brown dog. The third person is an old man "
+        "in a hat. The first person hugs the third person. The second animal sits beside the first person."
+    )
+
+
+def test_images_in_the_dialect_of_bernini():
+    """Counted from zero, in the order of the cast and so of the references, however often they are spoken of."""
+    assert compose([ADA, BO], "Bo hugs Ada. Ada smiles.", "images") == (
+        "An old man in a hat from image1 hugs a woman with red hair from image0. "
+        "The woman with red hair from image0 smiles."
+    )
+    assert compose([ADA, BO], "Ada waves", "images").endswith("An old man in a hat from image1 is also in the scene.")
+
+
 def test_there_is_an_ordinal_for_everybody():
     cast = [who(f"S{i}", f"look {i}") for i in range(MAX_SUBJECTS)]
     assert f"The {ORDINALS[-1]} is look {MAX_SUBJECTS - 1}." in compose(cast, "S0 waves", "ordinals")

@@ -68,7 +68,7 @@ def test_video_can_be_played_and_shows_something_that_moves(render, quickstart):
 
 def test_report_says_who_is_where_and_which_take_is_best(render, quickstart):
     report = render(quickstart).report
-    assert (report["schema"], report["version"]) == ("idcrafter.report", 1)
+    assert (report["schema"], report["version"]) == ("idcrafter.report", 2)
     assert [subject["name"] for subject in report["subjects"] if subject["scored"]] == ["Ada", "Bo"]
     takes = report["takes"]
     assert [(take["index"], take["seed"]) for take in takes] == [(0, 1), (1, 2), (2, 3), (3, 4)]
