@@ -21,6 +21,8 @@ def _add_model_folder(name: str, extensions: set[str], *paths: Path) -> None:
 _MODELS = Path(folder_paths.models_dir)
 _add_model_folder("idcrafter_bundles", {".json"}, _MODELS / "idcrafter_bundles", _WEIGHTS / "bundles")
 _add_model_folder("insightface", {".onnx"}, _MODELS / "insightface", _WEIGHTS / "insightface")
+_add_model_folder("idcrafter_adapters", folder_paths.supported_pt_extensions, _MODELS / "idcrafter_adapters")
+_add_model_folder("idcrafter_rewards", folder_paths.supported_pt_extensions, _MODELS / "idcrafter_rewards")
 for _name in ("diffusion_models", "vae", "text_encoders"):
     _add_model_folder(_name, folder_paths.supported_pt_extensions, _WEIGHTS / _name)
 

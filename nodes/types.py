@@ -5,6 +5,12 @@ IDCRAFTER_CAST           idcrafter.subjects.subject.Cast
 IDCRAFTER_FACE_ANALYZER  idcrafter.subjects.faces.FaceAnalyzer
 IDCRAFTER_TAKES          idcrafter.sampling.takes.Takes
 IDCRAFTER_SCORECARD      idcrafter.rewards.scorecard.Scorecard
+IDCRAFTER_REWARD         idcrafter.rewards.terms.RewardSpec
+IDCRAFTER_IMAGE_ENCODER  idcrafter.rewards.subject_crops.ImageEncoder
+IDCRAFTER_AESTHETICS     idcrafter.rewards.aesthetic.AestheticModel
+IDCRAFTER_VLM            idcrafter.rewards.naturalness.VLM
+IDCRAFTER_JUDGE          model_loaders.judge.Judge
+IDCRAFTER_ADAPTER        model_loaders.adapter.Adapter
 """
 
 from comfy_api.latest import io
@@ -14,3 +20,9 @@ CastType = io.Custom("IDCRAFTER_CAST")
 FaceAnalyzerType = io.Custom("IDCRAFTER_FACE_ANALYZER")
 TakesType = io.Custom("IDCRAFTER_TAKES")
 ScorecardType = io.Custom("IDCRAFTER_SCORECARD")
+RewardType = io.Custom("IDCRAFTER_REWARD")
+ImageEncoderType = io.Custom("IDCRAFTER_IMAGE_ENCODER")
+AestheticPredictorType = io.Custom("IDCRAFTER_AESTHETICS")
+VLMType = io.Custom("IDCRAFTER_VLM")
+JudgeType = io.Custom("IDCRAFTER_JUDGE")
+AdapterType = io.Custom("IDCRAFTER_ADAPTER")

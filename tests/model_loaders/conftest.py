@@ -1,1 +1,1 @@
-from support.tiny_stack import inference_mode, tiny_files  # noqa: F401
+from support.tiny_stack import cast, inference_mode, tiny_files  # noqa: F401

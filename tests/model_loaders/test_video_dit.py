@@ -287,7 +287,7 @@ def test_other_cogvideox_models_are_named(identify, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "ConsisIDTransformer3DModel"}, "holds a ConsisIDTransformer3DModel"),
+        ({"_class_name": "AllegroTransformer3DModel"}, "holds a AllegroTransformer3DModel"),
         ({"use_rotary_positional_embeddings": False}, "it is CogVideoX-2B"),
         ({"attention_head_dim": 32}, "heads of width 32; ComfyUI's CogVideoX has 64"),
     ],
