@@ -322,7 +322,7 @@ def run(bench: Bench) -> dict:
             f"{time.time() - bench.started:.0f} s",
             flush=True,
         )
-    return {"split": bench.split, **summarise(bench, groups), "seconds": round(time.time() - bench.started, 1)}
+    return {"split": bench.split, **summarise(bench, groups)}
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from tools.demo import copy_photos  # noqa: E402
 from tools.environment import Environment  # noqa: E402
 from tools.server import Server  # noqa: E402
 
+MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
+
 # Before any test module is imported, because those may import comfy or idcrafter at their top: nothing in this
 # process writes into the ComfyUI folder or needs a GPU.
 _base = tempfile.TemporaryDirectory(prefix="idcrafter-tests-")
@@ -32,8 +34,17 @@ def environment() -> Environment:
 
 @pytest.fixture(scope="session")
 def comfyui_server(environment, tmp_path_factory):
-    """A ComfyUI server on the CPU with the pack, started as run.py starts it; the reference photos are its inputs."""
-    server = Server(environment, tmp_path_factory.mktemp("server"), cpu=True)
+    """A ComfyUI server on the CPU with the pack, started as run.py starts it; the reference photos are its inputs.
+
+    It also looks for models in `base`/more_models, where tests may put tiny ones.
+    """
+    base = tmp_path_factory.mktemp("server")
+    more = base / "more_models"
+    for name in MODEL_FOLDERS:
+        (more / name).mkdir(parents=True)
+    config = base / "more_models.yaml"
+    config.write_text(json.dumps({"tests": {name: str(more / name) for name in MODEL_FOLDERS}}))  # JSON is YAML
+    server = Server(environment, base, cpu=True, extra=("--extra-model-paths-config", str(config)))
     copy_photos(server.base / "input")
     with server.start():
         yield server

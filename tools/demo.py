@@ -13,7 +13,7 @@ from .server import Server
 
 GRAPH = ROOT / "workflows" / "api" / "quickstart.json"
 PHOTOS = ROOT / "workflows" / "photos"
-RESULTS = ("video.mp4", "report.json", "contact_sheet.png", "timeline.png")
+RESULTS = ("video.mp4", "report.json", "report.csv", "contact_sheet.png", "timeline.png")
 
 
 def run_demo(environment: Environment, out: Path) -> dict:

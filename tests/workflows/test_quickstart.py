@@ -22,12 +22,14 @@ BUNDLE, BO, SHEET, SCHEDULE, TAKES, TIMELINE, PICK, VIDEO = "1 5 8 14 15 17 18 2
 
 @pytest.fixture
 def render(client, comfyui_server):
-    """Run a graph and read what it wrote: `video` [T, H, W, 3], `report`, and the files by node and by name."""
+    """Run a graph and read what it wrote: `video` [T, H, W, 3], `report`, and the files by node."""
 
     def run(graph):
         entry = client.run(graph)
         output = comfyui_server.base / "output"
-        files = {file["node"]: output / file["subfolder"] / file["filename"] for file in client.files(entry)}
+        files = {}
+        for file in client.files(entry):  # of a node with several files, the first
+            files.setdefault(file["node"], output / file["subfolder"] / file["filename"])
         report = json.loads(files[PICK].read_text("utf-8"))
         return SimpleNamespace(entry=entry, files=files, report=report, path=files[VIDEO])
 
