@@ -9,7 +9,7 @@ does not fire: `patches["double_block"]`. CogVideoX has none: forward hooks sit 
 call, found through the running model, because a patch that kept the model would keep the wrong one after a deep clone.
 
 All of it runs outside of torch.compile's graphs: core's compile node drops the guards on transformer_options, so a
-graph would not notice that there are other people, or none any more.
+graph need not notice that there are other people, or none any more.
 """
 
 from __future__ import annotations
