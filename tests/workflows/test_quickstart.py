@@ -1,12 +1,8 @@
 """The main job on a real server: two people from photos, four takes, the best one with its report."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +12,6 @@ from PIL import Image
 from support import video
 from tools.client import GraphError, Interrupted
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 BUNDLE, BO, SHEET, SCHEDULE, TAKES, TIMELINE, PICK, VIDEO = "1 5 8 14 15 17 18 21".split()  # node ids
 
 
@@ -160,22 +155,6 @@ def test_mistakes_are_named(client, quickstart, change, words, comfyui_server):
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert caught.value.node_type.startswith("IDCrafter")
     assert not list(comfyui_server.base.parent.glob("outside*"))
-
-
-@pytest.mark.parametrize("file", ["quickstart.json", "api/quickstart.json"])
-def test_comfy_cli_runs_both_formats(file, comfyui_server, tmp_path):
-    variables = os.environ | {"COMFY_NO_WATCH": "1", "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-
-    def comfy(*arguments):
-        command = [sys.executable, "-m", "comfy_cli", *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
-
-    assert comfy("tracking", "disable").returncode == 0
-    address = ["--where", "local", "--host", "127.0.0.1", "--port", str(comfyui_server.port)]
-    done = comfy("run", "--workflow", str(WORKFLOWS / file), "--wait", "--json", *address)
-    assert done.returncode == 0, done.stdout + done.stderr
-    envelope = json.loads(done.stdout.strip().splitlines()[-1])
-    assert envelope["ok"] and envelope["data"]["status"] == "completed"
 
 
 def test_two_clients_queue_at_once(client, quickstart):

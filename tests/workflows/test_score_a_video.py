@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,19 +103,3 @@ def test_mistakes_are_named(client, graph, change, words, comfyui_server):
         client.run(graph)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not list(comfyui_server.base.parent.glob("outside*"))
-
-
-@pytest.mark.parametrize("file", ["score_a_video.json", "api/score_a_video.json"])
-def test_comfy_cli_runs_both_formats(file, comfyui_server, tmp_path):
-    variables = os.environ | {"COMFY_NO_WATCH": "1", "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-
-    def comfy(*arguments):
-        command = [sys.executable, "-m", "comfy_cli", *arguments]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
-
-    assert comfy("tracking", "disable").returncode == 0
-    address = ["--where", "local", "--host", "127.0.0.1", "--port", str(comfyui_server.port)]
-    done = comfy("run", "--workflow", str(WORKFLOWS / file), "--wait", "--json", *address)
-    assert done.returncode == 0, done.stdout + done.stderr
-    envelope = json.loads(done.stdout.strip().splitlines()[-1])
-    assert envelope["ok"] and envelope["data"]["status"] == "completed"
