@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +47,12 @@ class Result(tuple):
     ui = None
 
 
+def _wait_for(coroutine):
+    """Its result; in a thread of its own, because playwright has an event loop running in the tests' thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 class Pack:
     """The pack, imported as ComfyUI does it: under a name made from its path.
 
@@ -62,7 +69,7 @@ class Pack:
             self.module = importlib.util.module_from_spec(spec)
             sys.modules[name] = self.module
             spec.loader.exec_module(self.module)
-        self.nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(self._node_list())}
+        self.nodes = {node.GET_SCHEMA().node_id: node for node in _wait_for(self._node_list())}
         self._core = None
 
     async def _node_list(self) -> list:
@@ -83,7 +90,7 @@ class Pack:
         if self._core is None:
             import nodes
 
-            asyncio.run(nodes.init_builtin_extra_nodes())
+            _wait_for(nodes.init_builtin_extra_nodes())
             self._core = nodes.NODE_CLASS_MAPPINGS
         return self._core[node_id]
 
