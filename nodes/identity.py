@@ -4,15 +4,17 @@ import logging
 
 import comfy.utils
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from typing_extensions import override
 
 from ..idcrafter.backbones.identity import Injection, attach_subjects, inject, next_key
 from ..idcrafter.backbones.router_maps import draw_maps, router_maps, to_frames
+from ..idcrafter.backbones.schedule import check_percents
 from ..idcrafter.modules.hierarchy import Levels
 from ..model_loaders import adapter as adapters
 from ..model_loaders import checkpoint, eva_clip, files, video_dit
+from .shown import show
 from .types import AdapterType, CastType
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class LoadAdapter(io.ComfyNode):
                 AdapterType.Output(display_name="adapter"),
                 io.String.Output(display_name="summary", tooltip="Which model it fits, what is in it, its licence."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -72,7 +75,7 @@ class LoadAdapter(io.ComfyNode):
         encoder = None if visual_encoder == AUTO else files.require(eva_clip.FOLDER, visual_encoder)
         adapter = adapters.load_whole(path, encoder)
         summary = f"{adapter.facts['file']}: {adapters.describe(adapter.config, adapter.facts)}"
-        return io.NodeOutput(adapter, summary, ui=ui.PreviewText(summary))
+        return io.NodeOutput(adapter, summary, ui=show(cls, summary))
 
 
 class InjectIdentity(io.ComfyNode):
@@ -199,6 +202,7 @@ class InjectIdentity(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative_images"),
                 io.String.Output(display_name="report", tooltip="Who was injected from how many photos, and warnings."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -223,17 +227,13 @@ class InjectIdentity(io.ComfyNode):
         negative_images=None,
         vae=None,
     ) -> io.NodeOutput:
-        if start_percent >= end_percent:
-            raise ValueError(
-                f"start_percent ({start_percent:g}) must be less than end_percent ({end_percent:g}); set strength to 0 "
-                "to turn the adapter off."
-            )
+        check_percents(start_percent, end_percent, "the adapter")
         if first_block > last_block:
             raise ValueError(f"first_block ({first_block}) lies behind last_block ({last_block}); exchange them.")
         if strength == 0.0:
             report = "The strength is 0: nobody is injected."
             given = [_or_blocker(conditioning) for conditioning in (positive, negative_text, negative_images)]
-            return io.NodeOutput(model, *given, report, ui=ui.PreviewText(report))
+            return io.NodeOutput(model, *given, report, ui=show(cls, report))
         injection = Injection(
             strength,
             Levels(intra, inter, cross_modal),
@@ -261,8 +261,8 @@ class InjectIdentity(io.ComfyNode):
         warnings = adapter.warnings(cast)
         for warning in warnings:
             log.warning(warning)
-        report = "\n".join([f"Injected, with so many photos: {', '.join(counts)}.", *warnings])
-        return io.NodeOutput(patched, people, *others, report, ui=ui.PreviewText(report))
+        report = "\n".join([*warnings, f"Injected, with so many photos: {', '.join(counts)}."])
+        return io.NodeOutput(patched, people, *others, report, ui=show(cls, report))
 
 
 class RouterMaps(io.ComfyNode):

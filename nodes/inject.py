@@ -5,6 +5,7 @@ import logging
 from comfy_api.latest import io
 
 from ..idcrafter.backbones.regions import OUTSIDE, RegionBinding
+from ..idcrafter.backbones.schedule import check_percents
 from ..idcrafter.rewards.scorecard import validate_report
 from ..idcrafter.subjects.regions import make_mask_region, parse_tracks, tracks_from_report
 from ..idcrafter.subjects.subject import MAX_SUBJECTS
@@ -148,11 +149,7 @@ class BindRegions(io.ComfyNode):
         if scorecard is not None:
             validate_report(scorecard.report)
             regions = {**tracks_from_report(scorecard.report, cast), **regions}
-        if start_percent >= end_percent:
-            raise ValueError(
-                f"start_percent ({start_percent:g}) must be less than end_percent ({end_percent:g}); set strength to 0 "
-                "to turn binding off."
-            )
+        check_percents(start_percent, end_percent, "binding")
         if not regions or strength == 0.0:
             return io.NodeOutput(model)
         regions = dict(sorted(regions.items()))

@@ -4,7 +4,7 @@ import os
 
 import comfy.samplers
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..idcrafter.sampling.fingerprint import file_stamp, graph_signature, graph_strings, run_key, score_key
 from ..idcrafter.sampling.guiders import make_guider
@@ -14,6 +14,7 @@ from ..idcrafter.sampling.search import plan_for, search_takes, summary
 from ..idcrafter.sampling.store import TakeStore
 from ..idcrafter.subjects.references import LEADING
 from ..model_loaders import files
+from .shown import show
 from .types import CastType, TakesType
 
 # A take is named by its own seed, and a search only chooses among takes: none of these changes what a finished take is.
@@ -174,7 +175,7 @@ class SampleTakes(io.ComfyNode):
         key = score_key(scorer.subjects, *_graph(cls.hidden, _NOT_IN_SCORE_KEY)) if store is not None else ""
         found = search_takes(guider, sampler, sigmas, latent_image, seed, plan, budget, scorer, store, key)
         text = summary(found.search)
-        return io.NodeOutput(found, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(found, text, ui=show(cls, text))
 
 
 def _store(hidden, guider, sampler, sigmas, latent_image) -> TakeStore | None:

@@ -29,6 +29,7 @@ from ..modules.hierarchy import Levels
 from ..modules.identity_adapter import IdentityAdapter
 from ..modules.insertion import BlockIdentity, insert
 from . import references, wan
+from .schedule import SigmaRange
 
 KEY = "idcrafter_identity"
 # transformer_options key of a deque (core copies lists) that gets a `Routing` of each insertion: for router maps and
@@ -169,8 +170,8 @@ def inject(model, key: str, patcher, injection: Injection, names: Sequence[str] 
         options = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        first, last = (float(sampling.percent_to_sigma(share)) for share in (injection.start, injection.end))
-        guider.model_options["transformer_options"][key] = _Run(first, last)
+        on = SigmaRange.of(sampling.percent_to_sigma, injection.start, injection.end)
+        guider.model_options["transformer_options"][key] = _Run(on)
         try:
             return executor(*args, **kwargs)
         finally:
@@ -262,20 +263,15 @@ class _WanPatch:
 
 @dataclass
 class _Run:
-    """What lasts for one run of a sampler: the range of sigmas, and the subjects as the blocks need them."""
+    """What lasts for one run of a sampler: when the adapter is on (None: always), and the subjects for the blocks."""
 
-    first: float = float("inf")
-    last: float = 0.0
+    on: SigmaRange | None = None
     cache: dict[tuple, tuple[BlockIdentity, ...]] = field(default_factory=dict)
 
     def is_on(self, options: dict, injection: Injection) -> bool:
         if injection.strength == 0.0:
             return False
-        if injection.start == 0.0 and injection.end == 1.0:
-            return True
-        sigma = float(options["sigmas"].max())
-        # percent_to_sigma(0) is the schedule's nominal top, which a sampler may start above.
-        return sigma > self.last and (sigma <= self.first or injection.start == 0.0)
+        return self.on is None or float(options["sigmas"].max()) in self.on
 
     def identities(
         self,

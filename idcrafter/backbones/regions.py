@@ -18,6 +18,7 @@ from ..subjects.references import order_photos
 from ..subjects.regions import Region, check_region, token_regions
 from ..subjects.subject import Cast
 from . import wan
+from .schedule import SigmaRange
 
 KEY = "idcrafter_regions"
 OUTSIDE = ("all references", "no references")
@@ -53,16 +54,15 @@ class RegionBinding:
 
     def _begin_run(self, run: wan.Run) -> wan.BeginCall:
         owners = self._check_run(run)
-        first, last = float(run.to_sigma(self.start)), float(run.to_sigma(self.end))
+        on = SigmaRange.of(run.to_sigma, self.start, self.end)
         plans: dict[wan.TokenLayout, list[QueryGroup]] = {}
 
         def begin_call(layout: wan.TokenLayout, sigma: float) -> wan.Attention | None:
-            # percent_to_sigma(0) is the schedule's nominal top, which a sampler may start above.
-            if sigma <= last or (sigma > first and self.start > 0):
+            if sigma not in on:
                 return None
             strength = self.strength
             if self.fade:
-                strength *= min((sigma - last) / (first - last), 1.0)
+                strength *= min((sigma - on.last) / (on.first - on.last), 1.0)
             if layout not in plans:
                 plans[layout] = self.groups(layout, owners[len(layout.references)])
             return self._attention(plans[layout], layout, strength)

@@ -96,7 +96,7 @@ def test_the_release_is_offered_where_it_lies(pack, folders):
 
 def test_people_reach_the_video(pack, injected, model):
     out, shot = injected()
-    assert out[4] == "Injected, with so many photos: Ada (2), Bo (1), Cy (1).\nWithout a face, so not injected: cup."
+    assert out[4] == "Without a face, so not injected: cup.\nInjected, with so many photos: Ada (2), Bo (1), Cy (1)."
     plain = Shot(pack, "phantom").ksampler(model)
     with_people = shot.ksampler(out[0])
     assert with_people.isfinite().all() and not torch.allclose(with_people, plain, atol=1e-4)
