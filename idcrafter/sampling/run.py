@@ -13,6 +13,7 @@ import torch
 
 from ..subjects.references import LEADING
 from .fingerprint import sampler_name
+from .sde.sampler import with_recorder
 from .seeds import take_noise, take_seeds
 from .store import TakeStore
 from .takes import Take, Takes
@@ -101,6 +102,7 @@ def model_facts(patcher) -> dict:
 
 def _sample(guider, sampler, sigmas, latent: dict, seed: int, callback) -> Take:
     start = time.perf_counter()
+    guider, recorder = with_recorder(guider, sampler)
     samples = guider.sample(
         take_noise(latent, seed),
         latent["samples"],
@@ -113,7 +115,8 @@ def _sample(guider, sampler, sigmas, latent: dict, seed: int, callback) -> Take:
         seed=seed,
     )
     samples = samples.detach().to("cpu", torch.float32)
-    return Take(seed=seed, samples=samples, seconds=time.perf_counter() - start, resumed=False)
+    sde = recorder.record() if recorder is not None else None
+    return Take(seed=seed, samples=samples, seconds=time.perf_counter() - start, resumed=False, sde=sde)
 
 
 class Progress:

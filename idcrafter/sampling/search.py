@@ -235,7 +235,7 @@ class _Search:
         candidate.segment = segment
         self.progress.advance(candidate.steps - before + (rung.ahead if rung else 0))
         if segment.finished:
-            candidate.take = Take(candidate.seed, segment.samples, candidate.seconds, resumed=False)
+            candidate.take = Take(candidate.seed, segment.samples, candidate.seconds, False, segment.sde)
             candidate.passes = segment.passes
             self._save_previews(candidate)
             if self.store is not None:

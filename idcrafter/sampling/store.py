@@ -19,12 +19,14 @@ import safetensors
 import safetensors.torch
 import torch
 
+from .sde.record import SdeRecord
 from .takes import Take
 from .tape import Tape
 
 log = logging.getLogger(__name__)
 FORMAT = "idcrafter-take"
 VERSION = "1"
+_SDE = "sde."  # before the names of a record's tensors
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class TakeStore:
             with safetensors.safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 samples = file.get_tensor("samples")
+                sde = _read_sde(file, metadata)
             seconds = float(metadata["seconds"])
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             log.warning("The stored take %s cannot be read (%s); it is sampled again.", path, error)
@@ -69,7 +72,7 @@ class TakeStore:
         if wrong or samples.shape != shape or not torch.isfinite(samples).all():
             log.warning("The stored take %s does not belong to this run; it is sampled again.", path)
             return None
-        return Take(seed=seed, samples=samples.to(torch.float32), seconds=seconds, resumed=True)
+        return Take(seed=seed, samples=samples.to(torch.float32), seconds=seconds, resumed=True, sde=sde)
 
     def save(self, take: Take) -> None:
         """Write the take in one step: a reader sees the whole file or none.
@@ -83,7 +86,11 @@ class TakeStore:
             "seed": str(take.seed),
             "seconds": repr(take.seconds),
         }
-        self._write(self.path(take.seed), safetensors.torch.save({"samples": take.samples.contiguous()}, metadata))
+        tensors = {"samples": take.samples.contiguous()}
+        if take.sde is not None:
+            metadata["sde"] = json.dumps(take.sde.settings())
+            tensors |= {f"{_SDE}{name}": tensor for name, tensor in take.sde.tensors().items()}
+        self._write(self.path(take.seed), safetensors.torch.save(tensors, metadata))
 
     def tape(self, seed: int) -> Tape:
         """The tape of this seed, with what an interrupted run has left on it."""
@@ -132,3 +139,11 @@ class TakeStore:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be written (%s); an interrupted run will repeat this work.", path, error)
+
+
+def _read_sde(file, metadata: dict) -> SdeRecord | None:
+    """The take's random steps; ValueError or KeyError when they are damaged."""
+    if "sde" not in metadata:
+        return None
+    tensors = {name[len(_SDE) :]: file.get_tensor(name) for name in file.keys() if name.startswith(_SDE)}  # noqa: SIM118
+    return SdeRecord.from_parts(tensors, json.loads(metadata["sde"]))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .sde.record import SdeRecord
+
 
 @dataclass(frozen=True, eq=False)
 class Take:
@@ -15,12 +17,14 @@ class Take:
     samples  [1, C, T, h, w] float32 latent on the CPU, in the VAE's space
     seconds  wall time of its sampling
     resumed  True when it was read back from an earlier, interrupted run
+    sde      its random steps, when the sampler records them (`sde.sampler.sde_sampler`)
     """
 
     seed: int
     samples: torch.Tensor
     seconds: float
     resumed: bool
+    sde: SdeRecord | None = None
 
 
 @dataclass(frozen=True, eq=False)

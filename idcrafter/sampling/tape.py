@@ -30,6 +30,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from .sde.record import SdeRecord
+from .sde.sampler import with_recorder
 from .seeds import take_noise
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Segment:
     passes    model passes (conditions times calls) since the take began, recorded ones included
     looked    model passes for looking ahead, which the take itself does not need
     seconds   wall time of this segment
+    sde       the take's random steps from its beginning on, when it is finished and the sampler records them
     """
 
     samples: torch.Tensor
@@ -53,6 +56,7 @@ class Segment:
     passes: int
     looked: int
     seconds: float
+    sde: SdeRecord | None = None
 
 
 class Tape:
@@ -193,7 +197,7 @@ def play(
     """
     start = time.perf_counter()
     playback = Playback(tape)
-    guider = copy.copy(guider)
+    guider, recorder = with_recorder(copy.copy(guider), sampler)
     guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
     kinds = comfy.patcher_extension.WrappersMP
     for kind, wrapper in (
@@ -228,11 +232,13 @@ def play(
             seed=seed,
         )
         finished = True
+        sde = recorder.record() if recorder is not None else None
     except _Pause as pause:
         samples = guider.model_patcher.model.process_latent_out(pause.x0.to(torch.float32))
         finished = False
+        sde = None
     samples = samples.detach().to("cpu", torch.float32)
-    return Segment(samples, finished, playback.passes, playback.looked, time.perf_counter() - start)
+    return Segment(samples, finished, playback.passes, playback.looked, time.perf_counter() - start, sde)
 
 
 def refuse_state(guider) -> None:
