@@ -9,7 +9,7 @@ from typing_extensions import override
 from ..idcrafter.rewards import copy_paste, id_crafter, motion, naturalness, subject_crops
 from ..idcrafter.rewards.combine import COMBINATIONS
 from ..idcrafter.rewards.terms import RewardSpec, RewardTerm, recommended_reward
-from ..model_loaders import files, pretrained, vision, vlm
+from ..model_loaders import files, pretrained, vision, vlm, vlm_clip
 from .types import AestheticPredictorType, ImageEncoderType, JudgeType, RewardType, VLMType
 
 RECOMMENDED = "recommended"
@@ -244,7 +244,7 @@ class LoadAestheticPredictor(io.ComfyNode):
 
 
 class LoadVLM(io.ComfyNode):
-    """A folder of a vision-language model -> what answers yes or no about frames."""
+    """A folder of a vision-language model, or a CLIP -> what answers about pictures."""
 
     @classmethod
     @override
@@ -253,24 +253,45 @@ class LoadVLM(io.ComfyNode):
             node_id="IDCrafterLoadVLM",
             display_name="Load VLM (IDCrafter)",
             category="IDCrafter/load",
-            description="Loads a vision-language model from a local folder of transformers, for the reward term "
-            "naturalness.",
+            description="Loads a vision-language model from a local folder of transformers, or takes a CLIP that "
+            "writes, for Relate and the reward term naturalness.",
             search_aliases=["idcrafter", "qwen vl", "vqa", "naturalness", "vision language model", "loader"],
-            inputs=[_folder_input("model", vlm.QWEN[0])],
+            inputs=[
+                _folder_input("model", *vlm.KNOWN),
+                io.Combo.Input(
+                    "precision",
+                    options=list(vlm.PRECISIONS),
+                    default="default",
+                    optional=True,
+                    tooltip="'default' is bf16, or fp32 where the device does not compute in it. '4-bit' (nf4) needs a "
+                    "quarter of bf16's memory, a GPU, and the packages bitsandbytes and accelerate. Answers differ "
+                    "between precisions.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="A CLIP that writes and sees pictures (Qwen3-VL, Qwen3.5, Gemma 3 or 4 from Load CLIP) "
+                    "takes the place of the folder; then model and precision do nothing. It serves Relate, "
+                    "not naturalness.",
+                ),
+            ],
             outputs=[VLMType.Output(display_name="vlm")],
         )
 
     @classmethod
     @override
-    def execute(cls, model) -> io.NodeOutput:
-        return io.NodeOutput(vlm.load_vlm(pretrained.require(model, vlm.QWEN[1])))
+    def execute(cls, model, precision="default", clip=None) -> io.NodeOutput:
+        if clip is not None:
+            return io.NodeOutput(vlm_clip.vlm_of_clip(clip))
+        repository = vlm.KNOWN.get(model, vlm.QWEN[1])
+        return io.NodeOutput(vlm.load_vlm(pretrained.require(model, repository), precision))
 
 
-def _folder_input(name: str, known: str) -> io.Combo.Input:
+def _folder_input(name: str, *known: str) -> io.Combo.Input:
     return io.Combo.Input(
         name,
-        options=pretrained.names((known,)),
-        default=known,
+        options=pretrained.names(known),
+        default=known[0],
         tooltip="A folder in models/idcrafter_rewards with config.json, weights and processor files. A missing one's "
         "error has the command that downloads it; nothing is downloaded by itself.",
     )

@@ -8,9 +8,11 @@ IDCRAFTER_SCORECARD      idcrafter.rewards.scorecard.Scorecard
 IDCRAFTER_REWARD         idcrafter.rewards.terms.RewardSpec
 IDCRAFTER_IMAGE_ENCODER  idcrafter.rewards.subject_crops.ImageEncoder
 IDCRAFTER_AESTHETICS     idcrafter.rewards.aesthetic.AestheticModel
-IDCRAFTER_VLM            idcrafter.rewards.naturalness.VLM
+IDCRAFTER_VLM            model_loaders.vlm.LocalVLM, or model_loaders.vlm_clip.ClipVLM
 IDCRAFTER_JUDGE          model_loaders.judge.Judge
 IDCRAFTER_ADAPTER        model_loaders.adapter.Adapter
+IDCRAFTER_ROLLOUTS       idcrafter.rollouts.dataset.Rollouts
+IDCRAFTER_ALIGNER        model_loaders.aligner.Aligner
 """
 
 from comfy_api.latest import io
@@ -26,3 +28,5 @@ AestheticPredictorType = io.Custom("IDCRAFTER_AESTHETICS")
 VLMType = io.Custom("IDCRAFTER_VLM")
 JudgeType = io.Custom("IDCRAFTER_JUDGE")
 AdapterType = io.Custom("IDCRAFTER_ADAPTER")
+RolloutsType = io.Custom("IDCRAFTER_ROLLOUTS")
+AlignerType = io.Custom("IDCRAFTER_ALIGNER")
