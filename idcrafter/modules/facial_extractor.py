@@ -29,10 +29,13 @@ class PerceiverAttention(nn.Module):
         self.to_kv = operations.Linear(width, 2 * inner, bias=False, **factory)
         self.to_out = operations.Linear(inner, width, bias=False, **factory)
 
-    def forward(self, context: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, context: torch.Tensor, latents: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """keys: [B, M] bool, which of the context exists; None for all."""
         latents = self.norm2(latents)
         k, v = self.to_kv(torch.cat([self.norm1(context), latents], dim=1)).chunk(2, dim=-1)
-        return self.to_out(attend(self.to_q(latents), k, v, self.heads))
+        if keys is not None:
+            keys = torch.cat([keys, keys.new_ones(latents.shape[:2])], dim=1)
+        return self.to_out(attend(self.to_q(latents), k, v, self.heads, keys))
 
 
 class FacialExtractor(nn.Module):
