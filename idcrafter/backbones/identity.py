@@ -28,7 +28,7 @@ import torch
 from ..modules.hierarchy import Levels
 from ..modules.identity_adapter import IdentityAdapter
 from ..modules.insertion import BlockIdentity, insert
-from . import references, wan
+from . import references, relations, wan
 from .schedule import SigmaRange
 
 KEY = "idcrafter_identity"
@@ -37,6 +37,8 @@ KEY = "idcrafter_identity"
 RECORD = "idcrafter_routing"
 # Conditioning key: the names of the subjects that the adapter's rows of weights stand for.
 IDENTITY_NAMES = "idcrafter_identity_names"
+# The rows of a call in which there is no subject.
+NOBODY = slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ def inject(model, key: str, patcher, injection: Injection, names: Sequence[str] 
     """A clone of the MODEL with the adapter that `patcher` holds; its subjects come under `key` in the conditioning.
 
     patcher  a ModelPatcher of an IdentityAdapter, which is loaded together with the model
-    names    of the subjects, by which an adapter with `reference_gates` knows whose reference is whose
+    names    of the subjects, by which an adapter with `reference_gates` or `on_references` knows whose reference is
+             whose
     """
     require_fit(model, patcher.model)
     model = model.clone()
@@ -165,15 +168,18 @@ def inject(model, key: str, patcher, injection: Injection, names: Sequence[str] 
     types = comfy.patcher_extension.WrappersMP
     model.set_additional_models(key, [patcher])
 
-    def outer_sample(executor, *args, **kwargs):
+    def outer_sample(executor, noise, latent_image, *args, **kwargs):
         guider = executor.class_obj
         options = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)
         sampling = guider.model_patcher.get_model_object("model_sampling")
         on = SigmaRange.of(sampling.percent_to_sigma, injection.start, injection.end)
-        guider.model_options["transformer_options"][key] = _Run(on)
+        owners = {}
+        if adapter.config.on_references:
+            owners = references.owners_of(wan.run_of(guider, latent_image), names)
+        guider.model_options["transformer_options"][key] = _Run(on, owners)
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, latent_image, *args, **kwargs)
         finally:
             guider.model_options = options
 
@@ -209,17 +215,36 @@ def _begin_call(
     run = options.get(key) or _Run()
     if subjects is None or not run.is_on(options, injection):
         return None
-    identities = run.identities(adapter, subjects, context, options, injection.levels)
+    # Not taken out of the arguments: every adapter on the MODEL reads them, and a DiT leaves them alone.
+    told = kwargs.get(relations.KEY)
+    identities, rows = run.identities(adapter, subjects, context, told, options, injection.levels)
     source = _unconditional_rows(options, len(x)) if injection.unconditional_residual else None
     if adapter.config.backbone == "wan":
         layout = wan.token_layout(dit, x, rest[1], options, kwargs)
         grid = (x.shape[2], -(-layout.rows // layout.patch[0]), -(-layout.columns // layout.patch[1]))
-        video = slice(layout.video.start, layout.video.stop)
+        known = _known(layout, run.owners.get(len(layout.references), ()), subjects[1].shape[1])
+        tokens = slice(layout.video.start, layout.video.stop + len(known))
     else:
         patch = (dit.patch_size_t or 1, dit.patch_size, dit.patch_size)
         grid = tuple(-(-side // size) for side, size in zip(x.shape[2:], patch, strict=True))
-        video = slice(None)
-    return _Call(key, adapter, identities, injection, video, grid, options.get(RECORD), source)
+        known, tokens = torch.empty(0), slice(None)
+    record = options.get(RECORD)
+    if record is not None or source is not None:
+        rows = slice(None)
+    elif rows == NOBODY:
+        return None
+    return _Call(key, adapter, identities, injection, tokens, known.to(x), grid, record, source, rows)
+
+
+def _known(layout: wan.TokenLayout, owners: Sequence[int | None], subjects: int) -> torch.Tensor:
+    """[R, subjects], whose the tokens behind the video are, up to the last that is anybody's."""
+    known = torch.zeros(layout.total - layout.video.stop, subjects)
+    end = 0
+    for reference, owner in zip(layout.references, owners, strict=False):
+        if owner is not None:
+            start, end = reference.start - layout.video.stop, reference.stop - layout.video.stop
+            known[start:end, owner] = 1
+    return known[:end]
 
 
 @torch.compiler.disable
@@ -263,10 +288,13 @@ class _WanPatch:
 
 @dataclass
 class _Run:
-    """What lasts for one run of a sampler: when the adapter is on (None: always), and the subjects for the blocks."""
+    """What lasts for one run of a sampler: when the adapter is on (None: always), whose references are whose (see
+    `references.owners_of`), and the subjects for the blocks.
+    """
 
     on: SigmaRange | None = None
-    cache: dict[tuple, tuple[BlockIdentity, ...]] = field(default_factory=dict)
+    owners: dict[int, tuple[int | None, ...]] = field(default_factory=dict)
+    cache: dict[tuple, tuple[tuple[BlockIdentity, ...], slice]] = field(default_factory=dict)
 
     def is_on(self, options: dict, injection: Injection) -> bool:
         if injection.strength == 0.0:
@@ -278,20 +306,29 @@ class _Run:
         adapter: IdentityAdapter,
         subjects: list[torch.Tensor],
         context: torch.Tensor,
+        told: list[torch.Tensor] | None,
         options: dict,
         levels: Levels,
-    ) -> tuple[BlockIdentity, ...]:
+    ) -> tuple[tuple[BlockIdentity, ...], slice]:
+        """Of all rows of a call, for each insertion, and the part of the rows in which there is anybody."""
         tokens, photos = subjects
         uuids = options.get("uuids")
         key = None if uuids is None or torch.is_grad_enabled() else (*uuids, tokens.device, tokens.dtype, len(tokens))
         if key is None or key not in self.cache:
-            # Core pads a prompt with zeros; those are no words.
-            words = context.abs().amax(dim=-1) > 0
-            found = adapter.identities(tokens, photos, context.to(tokens.dtype), words, levels)
+            words = None
+            if adapter.hierarchy is not None:
+                context, words = relations.readable(context.to(tokens.dtype), told, adapter.config.context_width)
+            found = adapter.identities(tokens, photos, context, words, levels)
             if key is None:
-                return found
-            self.cache[key] = found
+                return found, slice(None)
+            self.cache[key] = found, _rows_with_people(photos)
         return self.cache[key]
+
+
+def _rows_with_people(photos: torch.Tensor) -> slice:
+    """From the first to the last row of photos [B, S, P] that has any: guidance by images has a branch of nobody."""
+    rows = (photos > 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    return slice(rows[0], rows[-1] + 1) if rows else NOBODY
 
 
 def _unconditional_rows(options: dict, batch: int) -> slice | None:
@@ -305,16 +342,18 @@ def _unconditional_rows(options: dict, batch: int) -> slice | None:
 
 @dataclass
 class _Call:
-    """One model call: adds to the video's tokens after a block."""
+    """One model call: adds to the video's tokens after a block, and to those behind them that are `known`."""
 
     key: str
     adapter: IdentityAdapter
     identities: tuple[BlockIdentity, ...]
     injection: Injection
-    video: slice
+    tokens: slice
+    known: torch.Tensor
     grid: tuple[int, int, int]
     record: deque[Routing] | None
     source: slice | None
+    rows: slice
 
     def after_block(self, block: int, hidden: torch.Tensor) -> torch.Tensor:
         """Tokens [B, L, C] after this block -> the same with the identities added."""
@@ -323,26 +362,26 @@ class _Call:
             return hidden
         i = after.index(block)
         router = self.adapter.router
-        seen = hidden[:, self.video]
-        asked, identity = seen, self.identities[i]
-        if self.source is not None:
-            asked, identity = seen[self.source], identity.rows(self.source)
+        seen = hidden[self.rows, self.tokens]
+        asked, rows = (seen, self.rows) if self.source is None else (seen[self.source], self.source)
         residual, weights, logits = insert(
             self.adapter.perceiver_cross_attention[i],
             None if router is None else router[i],
             asked,
-            identity,
+            self.identities[i].rows(rows),
             self.injection.temperature,
+            self.known if len(self.known) else None,
         )
         if self.record is not None:
             self.record.append(Routing(block, weights, logits, self.grid, self.key))
         if self.source is not None:
             residual = residual.repeat(len(seen) // len(residual), 1, 1)
-        seen = seen + self.injection.strength * residual
-        if seen.shape[1] == hidden.shape[1]:
-            return seen
-        start, stop, _ = self.video.indices(hidden.shape[1])
-        return torch.cat([hidden[:, :start], seen, hidden[:, stop:]], dim=1)
+        if seen.shape == hidden.shape:
+            return torch.add(hidden, residual, alpha=self.injection.strength)
+        # Others may still hold what came in.
+        hidden = hidden.clone()
+        hidden[self.rows, self.tokens].add_(residual, alpha=self.injection.strength)
+        return hidden
 
     def reference_gates(self, block: int) -> references.Gates | None:
         """What a block's references get of their attention among themselves."""

@@ -103,7 +103,7 @@ def replace_self_attention(model, key: str, begin_run: Callable[[Run], BeginCall
         guider = executor.class_obj
         options = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(options)
-        guider.model_options["transformer_options"][key] = begin_run(_run(guider, latent_image))
+        guider.model_options["transformer_options"][key] = begin_run(run_of(guider, latent_image))
         try:
             return executor(noise, latent_image, *args, **kwargs)
         finally:
@@ -231,7 +231,8 @@ def _window_frames(window) -> tuple[int, ...]:
     return (*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list)
 
 
-def _run(guider, latent_image: torch.Tensor) -> Run:
+def run_of(guider, latent_image: torch.Tensor) -> Run:
+    """What an OUTER_SAMPLE wrapper knows of the run that it begins."""
     patcher = guider.model_patcher
     dit = patcher.get_model_object("diffusion_model")
     conds = [cond for group in guider.conds.values() for cond in group or ()]

@@ -42,6 +42,10 @@ class AdapterConfig:
     context_width                    of the prompt's tokens that the hierarchy reads
     reference_heads                  heads of the DiT's self-attention if its reference tokens get an attention of their
                                      own (see `reference_gates` of IdentityAdapter); 0 if not
+    on_references                    whether a subject's identity is also added to the tokens of its own references, so
+                                     that the places of the video which the router gives to a subject and the tokens
+                                     that show it have something in common by which attention finds the one from the
+                                     other
     visual                           one of VISUALS, where the extractor's hidden maps come from
     crop                             side in px of the face's crop as a VAE gets it
     """
@@ -68,6 +72,7 @@ class AdapterConfig:
     hierarchy_heads: int = 16
     context_width: int = 4096
     reference_heads: int = 0
+    on_references: bool = False
     visual: str = VISUALS[0]
     crop: int = 512
 
@@ -191,7 +196,8 @@ def layout(config: AdapterConfig) -> dict[str, torch.Size]:
 def initialise(adapter: IdentityAdapter, seed: int) -> None:
     """Weights to start a training from, the same for the same seed on every machine.
 
-    Output projections of the insertions and all gates are zero, so a new adapter changes nothing.
+    Output projections of the insertions and all gates are zero, so a new adapter changes nothing. So are the routers'
+    keys: a new router mixes the subjects evenly.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -200,7 +206,8 @@ def initialise(adapter: IdentityAdapter, seed: int) -> None:
 
     for name, parameter in adapter.named_parameters():
         leaf = name.rsplit(".", 2)[-2:]
-        if leaf[-1] in ("gate", "reference_gates", "bias") or name.startswith("perceiver") and leaf[0] == "to_out":
+        last = name.startswith("perceiver") and leaf[0] == "to_out" or name.startswith("router") and leaf[0] == "to_kv"
+        if leaf[-1] in ("gate", "reference_gates", "bias") or last:
             parameter.zero_()
         elif leaf[0] == "id_merge":
             parameter.fill_(1 / parameter.numel())

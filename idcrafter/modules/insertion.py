@@ -25,7 +25,7 @@ class BlockIdentity:
     """What one block needs of the subjects, the same at every step.
 
     keys, values  [B, S, K, inner], of the cross-attention
-    router        the router's keys [B, S, id_width], one more with a null identity; None without a router
+    router        the router's keys [B, S, width], one more with a null identity; None without a router
     present       [B, S] 1 for a subject, 0 for padding
     """
 
@@ -80,21 +80,29 @@ def insert(
     hidden: torch.Tensor,
     identity: BlockIdentity,
     temperature: float = 1.0,
+    known: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Video tokens [B, L, width] -> what is added to them, the subjects' weights [B, L, S], the router's logits.
+    """Tokens [B, L + R, width] -> what is added to them, the subjects' weights [B, L, S] in the video, the router's
+    logits.
+
+    known  [R, S] weights of the last R tokens, which are not the video's: of references it is known whose they are
 
     Without a router each subject has the same weight everywhere. Memory does not grow with the number of subjects.
     """
     logits = None
+    video = hidden if known is None else hidden[:, : -len(known)]
     if router is None:
         share = identity.present / identity.present.sum(dim=1, keepdim=True).clamp(min=1)
-        weights = share[:, None].expand(-1, hidden.shape[1], -1)
+        weights = share[:, None].expand(-1, video.shape[1], -1)
     else:
-        logits = router(hidden, identity.router)
+        logits = router(video, identity.router)
         weights = route(logits, identity.present, temperature)
     q = attention.to_q(attention.norm2(hidden))
-    mixed = torch.zeros_like(q)
+    shares = weights.to(q.dtype)
+    if known is not None:
+        shares = torch.cat([shares, (known * identity.present[:, None]).to(q)], dim=1)
+    mixed = q.new_zeros(1)
     for s in range(identity.present.shape[1]):
         seen = attend(q, identity.keys[:, s], identity.values[:, s], attention.heads)
-        mixed = mixed + weights[:, :, s, None].to(q.dtype) * seen
-    return attention.to_out(mixed), weights, logits
+        mixed = torch.addcmul(mixed, shares[:, :, s, None], seen)
+    return attention.to_out(mixed.expand_as(q)), weights, logits

@@ -173,6 +173,23 @@ def test_a_row_without_people_is_left_as_it_is(injected, model_of):
     assert torch.equal(positive, shot.custom(model_of("phantom"), "BasicGuider", conditioning=shot.positive))
 
 
+def test_rows_without_people_cost_nothing(injected, lib, model_of, monkeypatch):
+    """Of the two rows of a call, only the one with people is looked at; with nobody in either, none is."""
+    model, shot = injected("phantom")
+    whole = shot.ksampler(model)
+    rows = []
+    insert = lib.insert
+    monkeypatch.setattr(lib, "insert", lambda *args: rows.append(len(args[2])) or insert(*args))
+    assert torch.equal(shot.ksampler(model), whole) and set(rows) == {1}
+    rows.clear()
+    shot.negative = [[shot.negative[0][0], shot.positive[0][1]]]
+    shot.ksampler(model)
+    assert set(rows) == {2}
+    rows.clear()
+    _, nobody = injected("phantom", subjects=0)
+    assert torch.equal(nobody.ksampler(model), nobody.ksampler(model_of("phantom"))) and rows == []
+
+
 def test_different_numbers_of_people_share_a_batch(injected, lib, model_of):
     model, shot = injected("phantom", subjects=3)
     (key,) = shot.positive[0][1]["model_conds"]
@@ -377,3 +394,67 @@ def test_gates_and_regions_in_any_order(lib, pack, adapter_of, model_of, cast):
 def test_gates_of_another_model_are_refused(lib, adapter_of, model_of):
     with pytest.raises(ValueError, match="gates for 3 heads a block; the MODEL has 2"):
         lib.inject(model_of("phantom"), "a", adapter_of("phantom", reference_heads=3), lib.Injection(), NAMES)
+
+
+@pytest.mark.parametrize(("owners", "own"), [(("Ada", "Bo"), (0, 1)), (("Bo", None), (1, None)), ((None, None), ())])
+def test_references_get_the_identity_of_whose_they_are(lib, pack, adapter_of, model_of, owners, own):
+    """Against the same sums through block replacement; who is not named is left out."""
+    insertion = pack.submodule("idcrafter.modules.insertion")
+    adapter = adapter_of("phantom", on_references=True)
+    model = model_of("phantom")
+    shot = Shot(pack, "phantom")
+    shot.positive[0][1]["idcrafter_reference_names"] = list(owners)
+    key = lib.next_key(model)
+    shot.positive, _ = people(lib, shot, key)
+    injected = lib.inject(model, key, adapter, lib.Injection(), NAMES)
+    got = shot.custom(injected, "BasicGuider", conditioning=shot.positive)
+    tokens, photos = shot.positive[0][1]["model_conds"][key].cond
+    identities = adapter.model.identities(tokens, photos, shot.positive[0][0])
+    frame = (HEIGHT // 2) * (WIDTH // 2)
+    video = FRAMES * frame
+
+    def replace(i):
+        def block(args, extra):
+            img = extra["original_block"](args)["img"]
+            net, router, identity = (
+                adapter.model.perceiver_cross_attention[i],
+                adapter.model.router[i],
+                identities[i],
+            )
+            out = img.clone()
+            out[:, :video] += insertion.insert(net, router, img[:, :video], identity)[0]
+            for place, subject in enumerate(own):
+                if subject is not None:
+                    mine = slice(video + place * frame, video + (place + 1) * frame)
+                    q = net.to_q(net.norm2(img[:, mine]))
+                    k, v = identity.keys[:, subject], identity.values[:, subject]
+                    heads = [x.unflatten(-1, (net.heads, -1)).transpose(1, 2) for x in (q, k, v)]
+                    weights = (heads[0] @ heads[1].transpose(-1, -2) / heads[0].shape[-1] ** 0.5).softmax(-1)
+                    out[:, mine] += net.to_out((weights @ heads[2]).transpose(1, 2).flatten(2))
+            return {"img": out}
+
+        return block
+
+    by_hand = model.clone()
+    for i in range(2):
+        by_hand.set_model_patch_replace(replace(i), "dit", "double_block", i)
+    expected = shot.custom(by_hand, "BasicGuider", conditioning=shot.positive)
+    torch.testing.assert_close(got, expected, **CLOSE)
+
+
+def test_references_of_nobody_who_is_there_stay_as_they_are(lib, pack, adapter_of, model_of):
+    """In the branch of guidance without people, and with the adapter off."""
+    model = model_of("phantom")
+    plain = Shot(pack, "phantom").ksampler(model)
+    for photos, strength in (((0, 0), 1.0), ((1, 1), 0.0)):
+        adapter = adapter_of("phantom", on_references=True)
+        shot = Shot(pack, "phantom")
+        for conditioning in (shot.positive, shot.negative):
+            conditioning[0][1]["idcrafter_reference_names"] = ["Ada", "Bo"]
+        key = lib.next_key(model)
+        shot.positive, shot.negative = people(lib, shot, key)
+        for conditioning in (shot.positive, shot.negative):
+            exist = conditioning[0][1]["model_conds"][key].cond[1]
+            exist.copy_(torch.tensor(photos, dtype=exist.dtype)[None, :, None].expand_as(exist))
+        injected = lib.inject(model, key, adapter, lib.Injection(strength), NAMES)
+        assert torch.equal(shot.ksampler(injected), plain)
