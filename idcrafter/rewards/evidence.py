@@ -200,7 +200,7 @@ def gather_evidence(
     faces: list[tuple[DetectedFace, ...]] = []
     watched: list[np.ndarray] = []
     first, change = None, 0.0
-    for chunk in _chunks(source, indices):
+    for chunk in read_chunks(source, indices):
         blocks = block_means(chunk)
         first = blocks[:1] if first is None else first
         change = max(change, float(np.abs(blocks - first).max()))
@@ -242,19 +242,11 @@ def check_indices(indices: Sequence[int], length: int) -> tuple[int, ...]:
     return indices
 
 
-def block_means(frames: torch.Tensor) -> np.ndarray:
-    """Means of 8x8 blocks, [T, H, W, C] -> [T, H / 8, W / 8, C]: what a decoder's noise does not change."""
-    count, height, width, channels = frames.shape
-    side = min(_BLOCK, height, width)
-    rows, columns = height // side, width // side
-    # numpy and not torch's pooling: see `faces.to_uint8`.
-    blocks = frames.numpy()[:, : rows * side, : columns * side]
-    lines = blocks.reshape(count, rows, side, columns * side * channels).sum(2)
-    return lines.reshape(count, rows, columns, side, channels).sum(3) / side**2
+def read_chunks(source: FrameSource, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+    """The frames with these ascending indices, a few at a time: [N, H, W, 3].
 
-
-def _chunks(source: FrameSource, indices: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """The frames, a few at a time: [N, H, W, 3]."""
+    Raises NotFiniteError for bad pixels, ValueError for frames of different sizes; both name the frame (from 1).
+    """
     chunk: list[torch.Tensor] = []
     shape = None
     for index, frame in zip(indices, source.read(indices), strict=True):
@@ -269,6 +261,17 @@ def _chunks(source: FrameSource, indices: tuple[int, ...]) -> Iterator[torch.Ten
             yield chunk.pop()  # so that the frames are not held here as well
     if chunk:
         yield torch.stack(chunk)
+
+
+def block_means(frames: torch.Tensor) -> np.ndarray:
+    """Means of 8x8 blocks, [T, H, W, C] -> [T, H / 8, W / 8, C]: what a decoder's noise does not change."""
+    count, height, width, channels = frames.shape
+    side = min(_BLOCK, height, width)
+    rows, columns = height // side, width // side
+    # numpy and not torch's pooling: see `faces.to_uint8`.
+    blocks = frames.numpy()[:, : rows * side, : columns * side]
+    lines = blocks.reshape(count, rows, side, columns * side * channels).sum(2)
+    return lines.reshape(count, rows, columns, side, channels).sum(3) / side**2
 
 
 def _embeddings(faces: Sequence[DetectedFace]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,25 +28,7 @@ def reencode(frames: Iterable[torch.Tensor], keep: Sequence[int], fps: int) -> t
     import av
 
     file = io.BytesIO()
-    try:
-        with av.open(file, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.options = {"crf": str(CRF), "x264-params": _REPEATABLE}
-            graph, shape = None, None
-            for index, frame in enumerate(frames):
-                if graph is None:
-                    shape = frame.shape
-                    stream.height, stream.width = (-(-side // BLOCK) * BLOCK for side in shape[:2])
-                    graph = _to_yuv(shape, stream, fps)
-                if frame.shape != shape:
-                    raise ValueError(f"Frame {index + 1} of the clip has another size than the frames before it.")
-                picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
-                picture.pts, picture.time_base = index, Fraction(1, fps)
-                graph.push(picture)
-                container.mux(stream.encode(graph.pull()))
-            container.mux(stream.encode())
-    except (av.error.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-        raise RuntimeError(f"The installed PyAV cannot write H.264 ({error}); reinstall the package 'av'.") from error
+    write_h264(file, frames, Fraction(fps))
     wanted, kept = set(keep), []
     file.seek(0)
     with av.open(file) as container:
@@ -57,15 +39,44 @@ def reencode(frames: Iterable[torch.Tensor], keep: Sequence[int], fps: int) -> t
     return torch.stack(kept)
 
 
-def _to_yuv(shape: Sequence[int], stream: Any, fps: int) -> Any:
+def write_h264(
+    file: BinaryIO, frames: Iterable[torch.Tensor], fps: Fraction, crf: int = CRF, block: int = BLOCK
+) -> None:
+    """Write frames [H, W, 3] uint8, all of one size and taken one at a time, as an mp4 of libx264 yuv420p.
+
+    block  both sides are rounded up to multiples of this (scaled, not padded); even, as the pixel format wants it
+    The same frames always give the same file. Errors as `reencode`.
+    """
+    import av
+
+    try:
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.options = {"crf": str(crf), "x264-params": _REPEATABLE}
+            graph, shape = None, None
+            for index, frame in enumerate(frames):
+                if graph is None:
+                    shape = frame.shape
+                    stream.height, stream.width = (-(-side // block) * block for side in shape[:2])
+                    graph = _to_yuv(shape, stream, fps)
+                if frame.shape != shape:
+                    raise ValueError(f"Frame {index + 1} of the clip has another size than the frames before it.")
+                picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
+                picture.pts, picture.time_base = index, 1 / fps
+                graph.push(picture)
+                container.mux(stream.encode(graph.pull()))
+            container.mux(stream.encode())
+    except (av.error.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+        raise RuntimeError(f"The installed PyAV cannot write H.264 ({error}); reinstall the package 'av'.") from error
+
+
+def _to_yuv(shape: Sequence[int], stream: Any, fps: Fraction) -> Any:
     """The filters that ffmpeg puts before its encoder, because PyAV's own conversion rounds colours differently."""
     import av
 
     stream.pix_fmt = "yuv420p"
     graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=shape[1], height=shape[0], format=av.VideoFormat("rgb24"), time_base=Fraction(1, fps)
-    )
+    source = graph.add_buffer(width=shape[1], height=shape[0], format=av.VideoFormat("rgb24"), time_base=1 / fps)
     graph.link_nodes(
         source,
         graph.add("scale", f"{stream.width}:{stream.height}"),

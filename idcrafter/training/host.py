@@ -1,0 +1,45 @@
+"""The pack inside a command: ComfyUI is found, set up for this machine, and the pack imported as ComfyUI imports it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..nano.recipes.core import use_comfyui
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_pack(comfyui: Path | None = None) -> ModuleType:
+    """The pack's package, with its model folders and those of extra_model_paths.yaml registered.
+
+    comfyui  ComfyUI's folder; None: `IDCRAFTER_COMFYUI`, or where python finds it
+    Raises FileNotFoundError for a folder that is no ComfyUI, RuntimeError where there is none.
+    """
+    if comfyui is not None:
+        if not (comfyui / "folder_paths.py").is_file():
+            raise FileNotFoundError(f"'{comfyui}' is no ComfyUI: it has no folder_paths.py. Give --comfyui its folder.")
+        os.environ["IDCRAFTER_COMFYUI"] = str(comfyui.resolve())
+    use_comfyui()
+    name = str(ROOT).replace(".", "_x_")  # as ComfyUI names packs
+    if name not in sys.modules:
+        import folder_paths
+
+        extra = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
+        if extra.is_file():
+            from utils.extra_config import load_extra_path_config
+
+            load_extra_path_config(str(extra))
+        spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def pack_module(pack: ModuleType, name: str) -> ModuleType:
+    """A module of the pack, for example "model_loaders.faces"."""
+    return importlib.import_module(f"{pack.__name__}.{name}")
