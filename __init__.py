@@ -18,11 +18,13 @@ def _add_model_folder(name: str, extensions: set[str], *paths: Path) -> None:
         folder_paths.add_model_folder_path(name, str(path))
 
 
-_MODELS = Path(folder_paths.models_dir)
+_MODELS, _OUTPUT = Path(folder_paths.models_dir), Path(folder_paths.get_output_directory())
 _add_model_folder("idcrafter_bundles", {".json"}, _MODELS / "idcrafter_bundles", _WEIGHTS / "bundles")
 _add_model_folder("insightface", {".onnx"}, _MODELS / "insightface", _WEIGHTS / "insightface")
-_add_model_folder("idcrafter_adapters", folder_paths.supported_pt_extensions, _MODELS / "idcrafter_adapters")
-_add_model_folder("idcrafter_rewards", folder_paths.supported_pt_extensions, _MODELS / "idcrafter_rewards")
+for _name in ("idcrafter_adapters", "idcrafter_rewards"):
+    _add_model_folder(_name, folder_paths.supported_pt_extensions, _MODELS / _name)
+# Where Train Adapter writes, as core's own training does with LoRAs.
+_add_model_folder("idcrafter_adapters", folder_paths.supported_pt_extensions, _OUTPUT / "idcrafter_adapters")
 for _name in ("diffusion_models", "vae", "text_encoders"):
     _add_model_folder(_name, folder_paths.supported_pt_extensions, _WEIGHTS / _name)
 

@@ -1,0 +1,1 @@
+"""Training of identity adapters on a video DiT that is left as it is, but for an optional LoRA."""
