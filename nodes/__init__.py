@@ -9,11 +9,15 @@ from . import (
     judge,
     load,
     relate,
+    relations_states,
     reward,
+    rollouts,
     sample,
     score,
     score_video,
+    sde,
     text_encoder,
+    train_adapter,
 )
 
 NODES = [
@@ -22,12 +26,16 @@ NODES = [
     *cast.NODES,
     *faces.NODES,
     *relate.NODES,
+    *relations_states.NODES,
     *condition.NODES,
     *inject.NODES,
     *identity.NODES,
+    *sde.NODES,
     *sample.NODES,
     *judge.NODES,
     *reward.NODES,
     *score.NODES,
     *score_video.NODES,
+    *rollouts.NODES,
+    *train_adapter.NODES,
 ]
