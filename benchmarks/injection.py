@@ -71,8 +71,8 @@ def counted(pack, size: full_size.Size, config, references: int = 0, subjects: i
     model = full_size.model_of(size, torch.bfloat16, META)
     adapter = full_size.adapter_of(pack, config, torch.bfloat16, META)
     positive = full_size.positive_of(size, torch.bfloat16, META, references)
-    alone, _ = full_size.flops_of(model, positive, size)
-    step, once = full_size.flops_of(*full_size.injected(pack, model, adapter, positive, subjects), size)
+    alone, _ = full_size.flops_of(pack, model, positive, size)
+    step, once = full_size.flops_of(pack, *full_size.injected(pack, model, adapter, positive, subjects), size)
     return {
         "step_tflop": round(alone / 1e12, 3),
         "adapter_tflop": round((step - alone) / 1e12, 3),

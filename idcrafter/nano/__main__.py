@@ -1,6 +1,6 @@
 """``python -m idcrafter.nano``: trains, evaluates and installs the nano weights.
 
-train vae|text|recogniser|monitor|detector|dit|all [--dir DIR]   resumes where it stopped
+train vae|text|recogniser|monitor|detector|dit|t2v|adapter|all [--dir DIR]   resumes where it stopped
 install [--dir DIR]   copies the results into idcrafter/nano/weights and writes the bundle and the card
 """
 
@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from . import install
-from .recipes import dit, faces, text, vae
+from .recipes import adapter, dit, faces, text, vae
 
 RECIPES = {
     "vae": vae.train,
@@ -20,6 +20,8 @@ RECIPES = {
     "monitor": faces.train_monitor,
     "detector": faces.train_detector,
     "dit": dit.train,
+    "t2v": dit.train_text_to_video,
+    "adapter": adapter.train,
 }
 
 

@@ -45,28 +45,28 @@ def flops_of_insertion(size, config, subjects):
     return size.tokens * (a_token + 2 * size.config["dim"] * (subjects + 1))
 
 
-def test_the_count_is_that_of_the_formulas(both, size):
+def test_the_count_is_that_of_the_formulas(pack, both, size):
     injected, alone, config = both()
-    plain, rest = full_size.flops_of(*alone, size)
+    plain, rest = full_size.flops_of(pack, *alone, size)
     assert plain == pytest.approx(flops_of_blocks(size, size.tokens), rel=0.01) and rest == 0
-    step, once = full_size.flops_of(*injected, size)
+    step, once = full_size.flops_of(pack, *injected, size)
     assert step - plain == flops_of_insertion(size, config, 3)
     assert once > 0  # extractor's tokens -> hierarchy, keys and values: in the first step only
 
 
 @pytest.mark.parametrize("subjects", [3, 8])
-def test_a_step_costs_at_most_a_twentieth_more(both, size, subjects):
+def test_a_step_costs_at_most_a_twentieth_more(pack, both, size, subjects):
     injected, alone, _ = both(subjects=subjects)
-    plain, _ = full_size.flops_of(*alone, size)
-    assert full_size.flops_of(*injected, size)[0] <= 1.05 * plain
+    plain, _ = full_size.flops_of(pack, *alone, size)
+    assert full_size.flops_of(pack, *injected, size)[0] <= 1.05 * plain
 
 
-def test_references_that_see_themselves_cost_their_own_attention_only(both, size):
+def test_references_that_see_themselves_cost_their_own_attention_only(pack, both, size):
     injected, alone, config = both(references=3)
-    plain, _ = full_size.flops_of(*alone, size)
+    plain, _ = full_size.flops_of(pack, *alone, size)
     frame = size.tokens // size.latent[1]
     own = BLOCKS * 3 * 4 * frame**2 * size.config["dim"]
-    assert full_size.flops_of(*injected, size)[0] - plain == flops_of_insertion(size, config, 3) + own
+    assert full_size.flops_of(pack, *injected, size)[0] - plain == flops_of_insertion(size, config, 3) + own
     assert plain == pytest.approx(flops_of_blocks(size, size.tokens + 3 * frame), rel=0.01)
 
 

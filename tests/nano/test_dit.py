@@ -29,20 +29,21 @@ def test_the_velocity_is_that_of_cores_forward(model):
 
 
 def test_batches_pair_each_clip_with_its_own_rows():
-    count = torch.tensor([1, 2, 2, 3])
+    count = torch.tensor([1, 2, 2, 4])
     rows = {
-        "latents": torch.arange(4.0)[:, None, None, None, None].expand(4, 16, 3, 8, 12),
-        "references": torch.arange(4.0)[:, None, None, None, None, None].expand(4, 3, data.PHOTOS, 16, 8, 12),
-        "weights": torch.ones(4, 3, 8, 12),
-        "owners": torch.arange(4)[:, None, None, None].expand(4, 3, 4, 6),
+        "latents": torch.arange(4.0)[:, None, None, None, None].expand(4, 16, 3, 8, 16),
+        "references": torch.arange(4.0)[:, None, None, None, None, None].expand(4, 4, data.PHOTOS, 16, 8, 16),
+        "weights": torch.ones(4, 3, 8, 16),
+        "owners": torch.arange(4)[:, None, None, None].expand(4, 3, 4, 8),
         "counts": count,
         "tokens": torch.arange(4)[:, None, None].expand(4, data.CAPTIONS, text.LENGTH),
     }
     batches = dit.Batches(rows)
-    for subjects in (1, 2, 3):
+    for subjects in (1, 2, 4):
         clean, references, tokens, _, owners = batches.draw(np.random.default_rng(0), 16, subjects)
         which = clean[:, 0, 0, 0, 0].long()
         assert (count[which] == subjects).all()
-        assert references.shape[:3] == (16, 16, subjects)
+        assert references.shape == (16, 16, subjects, 8, data.width_of(subjects) // 8)
+        assert owners.shape[1] * 4 == clean[0, 0].numel()
         assert torch.equal(references[:, 0, 0, 0, 0].long(), which)
         assert torch.equal(tokens[:, 0], which) and torch.equal(owners[:, 0], which)

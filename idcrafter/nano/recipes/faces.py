@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from ...training.loop import Trainer
 from ..world import numbers_of_split, render_clip, render_photo, sample_clip_spec, sample_identity
 from ..world.scene import FRAMES
 from .core import device, use_comfyui
-from .loop import Trainer
 from .nets import ANCHORS, STRIDES, Detector, Recogniser, initialise
 
 PACK, MONITOR_PACK = "idcrafter_nano", "idcrafter_nano_monitor"

@@ -20,18 +20,19 @@ from torch import nn
 
 from ...relations.compose import compose
 from ...subjects.subject import Subject
+from ...training.loop import Trainer
 from ..world import ClipSpec, numbers_of_split, sample_clip_spec, sample_identity
+from ..world.crowd import MOVES, PLACES, CrowdSpec, caption_crowd, sample_crowd_spec
 from ..world.identity import colour_name
 from ..world.scene import ACTIONS, TOGETHER, caption_action, partial_description
 from .core import device, use_comfyui
-from .loop import Trainer
 
-CONFIG = {"d_model": 128, "d_ff": 256, "d_kv": 32, "num_heads": 4, "num_layers": 3, "vocab_size": 320}
-LENGTH = 64
+CONFIG = {"d_model": 128, "d_ff": 256, "d_kv": 32, "num_heads": 4, "num_layers": 3, "vocab_size": 384}
+LENGTH = 128
 PAD, END = 0, 1
-STEPS, BATCH = 400, 64
-MAX_SUBJECTS = 3
-SIDES = ("none", "left", "middle", "right")
+STEPS, BATCH = 600, 64
+MAX_SUBJECTS = 4
+SIDES = ("none", "left", "middle", "right", "far left", "far right")
 COLOURS = (
     "unsaid",
     "black",
@@ -47,31 +48,43 @@ COLOURS = (
     "blue",
     "purple",
 )
-NAMES = ("Ada", "Bo", "Cy")
+NAMES = ("Ada", "Bo", "Cy", "Di")
 
 
-def caption(spec: ClipSpec, seed: int) -> tuple[str, list[dict[str, int]]]:
+def caption(spec: ClipSpec | CrowdSpec, seed: int) -> tuple[str, list[dict[str, int]]]:
     """A caption of a clip in the pack's ``ordinals`` wording, and what it says of each subject (class indices)."""
     rng = np.random.default_rng((spec.seed, seed, 5))
     looks = [partial_description(identity, rng) for identity in spec.identities]
     names = NAMES[: len(looks)]
     subjects = [Subject(name, "person", look, (), ()) for name, look in zip(names, looks, strict=True)]
-    text = compose(subjects, caption_action(spec, names, seed), "ordinals")
+    crowd = isinstance(spec, CrowdSpec)
+    text = compose(subjects, (caption_crowd if crowd else caption_action)(spec, names, seed), "ordinals")
     facts = []
-    for identity, look, side, action in zip(spec.identities, looks, spec.sides, spec.actions, strict=True):
+    for i, (identity, look, action) in enumerate(zip(spec.identities, looks, spec.actions, strict=True)):
         said = f" {look} "
+        side = PLACES[len(looks)][spec.places[i]].split("the ")[1] if crowd else spec.sides[i]
         facts.append(
             {
                 "side": SIDES.index(side),
                 "action": 1 + list(ACTIONS).index(action),
-                "together": list(TOGETHER).index(spec.together),
+                "together": 0 if crowd else list(TOGETHER).index(spec.together),
                 "hat": int(any(word in said for word in ("cap", "hat", "beanie"))),
                 "glasses": int("glasses" in said),
                 "clothes": COLOURS.index(colour_name(identity.clothes)) if "jumper" in said else 0,
                 "hair": COLOURS.index(colour_name(identity.hair)) if " hair " in said and "no hair" not in said else 0,
+                **_movement(spec, i),
             }
         )
     return text, facts
+
+
+def _movement(spec: ClipSpec | CrowdSpec, subject: int) -> dict[str, int]:
+    """Whether a subject changes places, hides or is hidden behind, and with whom (1 is the first; 0 with nobody)."""
+    if not isinstance(spec, CrowdSpec) or subject not in (spec.a, spec.b):
+        return {"move": 0, "partner": 0}
+    first = subject == spec.a
+    move = list(MOVES).index(spec.move) if first or spec.move == "swap" else len(MOVES)
+    return {"move": move, "partner": 1 + (spec.b if first else spec.a)}
 
 
 FACTS = {
@@ -82,13 +95,26 @@ FACTS = {
     "glasses": 2,
     "clothes": len(COLOURS),
     "hair": len(COLOURS),
+    "move": 1 + len(MOVES),
+    "partner": 1 + MAX_SUBJECTS,
 }
 
 
-def random_spec(rng: np.random.Generator) -> ClipSpec:
-    numbers = numbers_of_split("train", int(rng.integers(0, 10_000_000)))
-    count = int(rng.choice((1, 2, 3), p=(0.2, 0.6, 0.2)))
-    return sample_clip_spec(tuple(sample_identity(next(numbers)) for _ in range(count)), int(rng.integers(0, 2**31)))
+# Shares of clips with one to four subjects, and of those with two or three in which they change places.
+COUNTS = (0.08, 0.44, 0.26, 0.22)
+CROWDS = 0.5
+
+
+def sample_spec(rng: np.random.Generator, numbers) -> ClipSpec | CrowdSpec:
+    """Any clip of the world, with identities from an iterator of numbers."""
+    count = int(rng.choice((1, 2, 3, 4), p=COUNTS))
+    identities = tuple(sample_identity(next(numbers)) for _ in range(count))
+    crowd = count == 4 or count > 1 and rng.uniform() < CROWDS
+    return (sample_crowd_spec if crowd else sample_clip_spec)(identities, int(rng.integers(0, 2**31)))
+
+
+def random_spec(rng: np.random.Generator) -> ClipSpec | CrowdSpec:
+    return sample_spec(rng, numbers_of_split("train", int(rng.integers(0, 10_000_000))))
 
 
 class Tokenizer:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ...training.loop import Trainer
 from ..world import numbers_of_split, render_clip, render_photo, sample_clip_spec, sample_identity
 from ..world.scene import FRAMES, HEIGHT, WIDTH
 from .core import device, use_comfyui
-from .loop import Trainer
 
 log = logging.getLogger("idcrafter.nano")
 DIM = 16
