@@ -101,11 +101,11 @@ class Relate(io.ComfyNode):
                 ),
                 io.String.Input(
                     "graph",
-                    default="",
                     multiline=True,
                     optional=True,
-                    tooltip="A relation graph as JSON, such as this node's own output after you have edited it. While "
-                    "there is one, it makes the prompt: neither the action nor the VLM is used. Empty it to ask again.",
+                    force_input=True,
+                    tooltip="A relation graph as JSON: this node's own output, copied into a String node and edited. "
+                    "While there is one, it makes the prompt: neither the action nor the VLM is used.",
                 ),
             ],
             outputs=[

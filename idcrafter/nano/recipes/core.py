@@ -7,10 +7,10 @@ import sys
 
 
 def use_comfyui() -> None:
-    """Makes ComfyUI's ``comfy`` importable and sets it up for training on this machine.
+    """Makes ComfyUI's ``comfy`` importable and sets it up for this machine.
 
-    The folder comes from ``IDCRAFTER_COMFYUI`` unless ``comfy`` can already be imported. Training flags: the CPU is
-    used when there is no CUDA, and the rope kernel without a gradient is switched off.
+    The folder comes from ``IDCRAFTER_COMFYUI`` unless ``comfy`` can already be imported. The CPU is used when there is
+    no CUDA.
     """
     folder = os.environ.get("IDCRAFTER_COMFYUI")
     if folder and folder not in sys.path:
@@ -27,9 +27,6 @@ def use_comfyui() -> None:
         comfy.cli_args.args.cpu = True
     # core's default on a CPU recomputes attention in the backward pass
     comfy.cli_args.args.use_pytorch_cross_attention = True
-    import comfy.model_management
-
-    comfy.model_management.in_training = True
 
 
 def device():

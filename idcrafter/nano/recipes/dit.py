@@ -236,7 +236,10 @@ def _train(folder: Path, name: str, steps: int, seed: int, with_references: bool
             log.info("dit step %d probe %s", n, json.dumps(probe(plain, encoder, val)))
         return _loss(forward, encoder, batches, n, seed, with_references)
 
-    trainer.run(step)
+    from ...training.kernels import training_kernels
+
+    with training_kernels():
+        trainer.run(step)
     if with_references:
         log.info("dit probe of the averaged weights %s", json.dumps(probe(plain, encoder, val)))
     return export(model.dit, folder / f"idcrafter_nano_{name}.safetensors")

@@ -1,0 +1,150 @@
+"""What reinforcement learning can be told, by a node or a command line; and what each method does where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+from .objectives import identity_grpo
+from .rollout_batches import PAIRS, STEPS, TAKES, Plan, Share
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its published settings.
+
+    draws  what a step sees: noised TAKES, PAIRS of them, or recorded random STEPS (with guidance)
+    beta   strength, inverse step size or temperature, as the objective's module says; 0 for none
+    kl     weight of the distance from the MODEL without LoRA
+    clip   of the ratio; 0 for none
+    """
+
+    title: str
+    draws: str
+    beta: float
+    kl: float
+    clip: float
+    advantage: str
+    rate: float
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        # DiffusionNFT config/nft.py: beta 1 for one reward, 0.1 for several
+        "nft": Method("DiffusionNFT", TAKES, 1.0, 1e-4, 0.0, "grpo", 3e-4),
+        # Flow-Factory trainers/crd.py, its defaults, with the reference unguided
+        "crd": Method("CRD", TAKES, 1.0, 0.1, 0.0, "gdpo", 1e-4),
+        # flow_grpo config/dpo.py
+        "dpo": Method("Flow-DPO", PAIRS, 100.0, 0.0, 0.0, "centred", 1e-4),
+        "rwr": Method("reward-weighted regression", TAKES, 1.0, 0.0, 0.0, "grpo", 1e-4),
+        # flow_grpo config/grpo.py, Wan 2.1
+        "grpo": Method("Flow-GRPO", STEPS, 0.0, 0.004, 1e-3, "grpo", 1e-4),
+        # Flash-GRPO config/dgx.py
+        "flash_grpo": Method("Flash-GRPO", STEPS, 0.0, 0.0, 1e-3, "batch_std", 1e-4),
+        # config/grpo_guard.py
+        "grpo_guard": Method("GRPO-Guard", STEPS, 0.0, 0.0, 2e-6, "grpo", 1e-4),
+        "identity_grpo": Method(
+            "Identity-GRPO",
+            STEPS,
+            0.0,
+            identity_grpo.KL,
+            identity_grpo.CLIP,
+            "identity_grpo",
+            identity_grpo.RECIPE["rate"],
+        ),
+    }
+)
+OLD = ("frozen", "average")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a training depends on, beside the policy and the rollouts.
+
+    steps          updates, each of `groups` groups of `takes` takes a process
+    rate, beta, kl, clip, advantage  None for the method's own
+    weights        of rewards by name, for advantages of several rewards
+    shares, best, worst, low, high, permute  see rollout_batches.Plan
+    old            the old policy stays what it is, or follows the trained one's average, step by step
+    ema, weight_decay, clip_norm     of the trainer
+    Raises ValueError for what makes no training.
+    """
+
+    method: str = "nft"
+    steps: int = 300
+    groups: int = 2
+    takes: int = 8
+    rate: float | None = None
+    beta: float | None = None
+    kl: float | None = None
+    clip: float | None = None
+    advantage: str | None = None
+    weights: tuple[tuple[str, float], ...] = ()
+    shares: tuple[Share, ...] = ()
+    best: int = 0
+    worst: int = 0
+    low: float = 0.0
+    high: float = 1.0
+    permute: bool = False
+    old: str = OLD[0]
+    ema: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"The method '{self.method}' is unknown; choose one of {', '.join(METHODS)}.")
+        if self.old not in OLD:
+            raise ValueError(f"The old policy is one of {', '.join(OLD)}; got '{self.old}'.")
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} steps train nothing; use at least 1.")
+        least = {"crd": 2, "dpo": 2}.get(self.method, 1)
+        if self.takes < least:
+            raise ValueError(
+                f"{self.spec.title} compares takes; give it at least {least} of a group, not {self.takes}."
+            )
+        if self.spec.draws == STEPS and self.shares:
+            raise ValueError(
+                f"{self.spec.title} trains on recorded steps; rewards cannot have noise levels of their own."
+            )
+        if self.spec.beta and not self.number("beta") > 0:
+            raise ValueError(f"beta of {self.spec.title} is {self.number('beta'):g}; it must be more than 0.")
+        self.plan()
+
+    @classmethod
+    def identity_grpo_recipe(cls, **changes) -> Settings:
+        """A step of 16 groups of 8, and all else as Identity-GRPO has it; one process."""
+        recipe = identity_grpo.RECIPE
+        own = {name: recipe[name] for name in ("ema", "weight_decay", "clip_norm")}
+        return cls("identity_grpo", **{"groups": recipe["groups_a_step"], "takes": recipe["group"], **own, **changes})
+
+    @property
+    def spec(self) -> Method:
+        return METHODS[self.method]
+
+    def number(self, name: str) -> float:
+        """rate, beta, kl or clip: what was set, or the method's own."""
+        own = getattr(self, name)
+        return getattr(self.spec, name) if own is None else own
+
+    def plan(self) -> Plan:
+        return Plan(
+            self.groups,
+            self.takes,
+            self.advantage or self.spec.advantage,
+            dict(self.weights) or None,
+            self.shares,
+            self.best,
+            self.worst,
+            self.low,
+            self.high,
+            self.permute,
+            self.method == "identity_grpo",
+            self.seed,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """What a training that is resumed must have in common with the one that was stopped."""
+        return {name: str(value) for name, value in asdict(self).items()}
