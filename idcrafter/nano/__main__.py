@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train one part or all of them; resumes where it stopped")
     train.add_argument("part", choices=[*RECIPES, "all"])
+    train.add_argument("--start", type=Path, help="for dit: an earlier DiT to go on from")
     for command in (
         train,
         commands.add_parser("install", help="copy trained weights into the pack and write the bundle and the card"),
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.dir.mkdir(parents=True, exist_ok=True)
     for name, recipe in RECIPES.items():
         if arguments.part in (name, "all"):
-            logging.info("%s is in %s", name, recipe(arguments.dir))
+            options = {"start": arguments.start} if name == "dit" else {}
+            logging.info("%s is in %s", name, recipe(arguments.dir, **options))
 
 
 if __name__ == "__main__":
