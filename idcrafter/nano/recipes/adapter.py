@@ -58,7 +58,7 @@ ROWS = {
     "full_without_router_loss": (FULL, False),
 }
 RANK = 16
-STEPS, BATCH, RATE = 1000, 24, 1.5e-3
+STEPS, BATCH, RATE = 800, 24, 2.5e-3
 ROUTER_WEIGHT = 0.2
 DROP_TEXT, DROP_PEOPLE, SECOND_PHOTO = 0.1, 0.1, 0.3
 
@@ -163,6 +163,7 @@ def train_row(folder: Path, name: str, seed: int = 51, steps: int = STEPS) -> Pa
         ema=0.99,
         keep_float32=("lora_",),
         adam=("lora_", "latents", "null", "id_merge"),
+        facts={"row": name, "rank": str(RANK), "config": "" if config is None else config.dumps()},
     )
 
     def step(network, n: int) -> dict[str, torch.Tensor]:
