@@ -1,8 +1,10 @@
 """Two processes with half of a batch each train as one with all of it."""
 
-import multiprocessing
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from idcrafter.training import processes as lib
 from idcrafter.training.loop import Trainer
+from support.sources import ROOT
 
 STEPS = 6
 
@@ -74,15 +77,21 @@ def test_two_processes_are_one(tmp_path, kind):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
     together = tmp_path / "two"
     together.mkdir()
-    started = [context.Process(target=work, args=(rank, port, together, kind)) for rank in range(2)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(120)
-    assert [process.exitcode for process in started] == [0, 0]
+    # Processes of their own: a fork would take over the threads of this one's autograd, which does not work.
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(port), str(together), kind],
+            env={**os.environ, "PYTHONPATH": paths},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
     expected = train(tmp_path / "one", (0, 1))
     for rank in range(2):
         found = load_file(together / f"{rank}.safetensors")
@@ -103,6 +112,10 @@ def test_alone():
 
 
 def test_without_accelerate_it_is_said_what_to_do(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(RuntimeError, match="pip install accelerate"):
         lib.join()
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
