@@ -3,7 +3,7 @@
 Keys of the result:
 
     flops_overhead  what the adapter adds to a step of Wan 1.3B at 832x480 and 81 frames, as a share of the step
-    step_ratio      of the nano model: a step with its adapter over a step without
+    step_ratio      of the nano model: a step with its adapter over a step without; null without one
     flops           every model: `step_tflop` of the model alone, `adapter_tflop` a step, `adapter_once_tflop` in the
                     first step of a run, `flops_overhead`, and the adapter's `parameters`. Counted operation by
                     operation on the meta device in core's own networks at their real size, one row of a batch,
@@ -15,7 +15,8 @@ Keys of the result:
                     device in bfloat16, with attention that needs only its result
     nano            the nano model with its own adapter, through the nodes, three branches of guidance: median `seconds`
                     and `seconds_without` of a step, the median `step_ratio` of runs made alternately, `once_seconds`
-                    that the first step takes more than the others, and peak memory
+                    that the first step takes more than the others, and peak memory; null while no adapter of this name
+                    is among the nano weights or in ComfyUI's models
     cpu             a random Wan of the 1.3B model's width, 2 of its 30 blocks and a quarter of its tokens: the same,
                     beside `flops_overhead` as counted for just this shape. Tokens cost less the fewer there are, and
                     the adapter does not: at the whole video its share is smaller
@@ -108,8 +109,12 @@ def summary(pairs: list[tuple[float, float]]) -> dict:
     }
 
 
-def measure_nano(rounds: int) -> dict:
-    """Runs of the sampler with and without the adapter, alternately."""
+def measure_nano(rounds: int) -> dict | None:
+    """Runs of the sampler with and without the adapter, alternately; None when there is none."""
+    import folder_paths
+
+    if folder_paths.get_full_path("idcrafter_adapters", NANO_ADAPTER) is None:
+        return None
     stack = nano.Stack()
     pack = stack.pack
     guiders = pack.submodule("idcrafter.sampling.guiders")
@@ -246,7 +251,8 @@ def main() -> None:
                 "cpu": None if arguments.quick else measure_cpu(pack, 4),
                 "gpu": measure_gpu(pack, 3 if arguments.quick else 7),
             }
-    result["step_ratio"] = result["nano"]["step_ratio"]
+    if result["nano"]:
+        result["step_ratio"] = result["nano"]["step_ratio"]
     result["seconds"] = round(time.time() - started, 1)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -132,7 +132,7 @@ def build(config: AdapterConfig, seed: int) -> IdentityAdapter:
 
 
 def train(folder: Path) -> Path:
-    """Trains all rows; "full" is the adapter that is shipped."""
+    """Trains all rows -> the folder of their files."""
     return [train_row(folder, name) for name in reversed(ROWS)][-1].parent
 
 
