@@ -60,8 +60,9 @@ class LocalVLM:
             raise ValueError("A VLM needs at least one picture and a question.")
         return self.chat_inputs([*images, question])
 
-    def chat_inputs(self, parts: Parts) -> Any:
-        """What the net is given for one turn of a chat that shows and says `parts` in their order, the answer begun.
+    def chat_inputs(self, parts: Parts, answer: str = "") -> Any:
+        """What the net is given for one turn of a chat that shows and says `parts` in their order, and the answer, as
+        far as it is known.
 
         Texts cannot end the turn or pretend to be a picture: the tokenizer's special tokens are taken out of them.
         Raises ValueError without any text, or for pixels that are not finite.
@@ -80,7 +81,7 @@ class LocalVLM:
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         shown = [Image.fromarray(to_uint8(picture)) for picture in pictures]
-        return self._processor(text=[text], images=shown or None, return_tensors="pt")
+        return self._processor(text=[text + self._plain(answer)], images=shown or None, return_tensors="pt")
 
     def generate(
         self,

@@ -12,12 +12,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..idcrafter.modules.aligner import PROMPT, Reading
+from ..idcrafter.modules.aligner import PROMPT, Reading, spanned
+from ..idcrafter.relations.compose import replace_names
+from ..idcrafter.relations.request import request_parts
 from ..idcrafter.rewards.naturalness import fit
+from ..idcrafter.subjects.subject import Cast
 from .vlm import LocalVLM
 
 _PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -49,29 +52,40 @@ class VLMStates:
     model: str
 
 
-def states_of_vlm(vlm: LocalVLM, photos: Sequence[torch.Tensor], prompt: str, reading: Reading) -> VLMStates:
-    """The states of a model of transformers. photos: each [H, W, 3] in 0..1.
+def states_of_vlm(
+    vlm: LocalVLM, shown: Sequence[torch.Tensor] | Cast, prompt: str, reading: Reading, answer: str | None = None
+) -> VLMStates:
+    """The states of a model of transformers.
 
+    shown   photos, each [H, W, 3] in 0..1; where the reading is "relate", the cast
+    answer  the one to read, where the reading has one; the VLM's own unless given
     Raises ValueError for a layer that the model does not have.
     """
-    inputs = vlm.chat_inputs(_parts(photos, prompt, reading))
+    parts = _parts(shown, prompt, reading)
+    if not reading.answer:
+        answer = ""
+    elif answer is None:
+        answer = vlm.generate(parts, reading.answer)
+    inputs = vlm.chat_inputs(parts, answer)
     with vlm.model.use() as (net, device):
         # The answer's first token is not asked for, so logits of the whole request would be waste.
         less = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(net.forward).parameters else {}
         layers = net.config.get_text_config().num_hidden_layers
         layer = place_of(reading.layer, layers)
         hidden = net(**inputs.to(device, net.dtype), output_hidden_states=True, use_cache=False, **less).hidden_states
-        states = hidden[layer].float().cpu()
+        states = spanned(hidden[layer].float().cpu(), reading.span)
     keys = inputs["attention_mask"].bool().cpu()
     return VLMStates(states.clone(), keys.clone(), layer, layers, vlm.model.name)
 
 
-def states_of_clip(clip, photos: Sequence[torch.Tensor], prompt: str, reading: Reading) -> VLMStates:
+def states_of_clip(clip, shown: Sequence[torch.Tensor] | Cast, prompt: str, reading: Reading) -> VLMStates:
     """The states of ComfyUI's own Qwen2.5-VL or Qwen3-VL; the same photos, prompt and layer as of transformers.
 
-    Raises ValueError for a CLIP that sees no pictures or whose chat is not known here, and for a layer that it does not
-    have.
+    Raises ValueError for a CLIP that sees no pictures or whose chat is not known here, for a layer that it does not
+    have, and for a reading with an answer.
     """
+    if reading.answer:
+        raise ValueError("The aligner reads an answer that the VLM writes first; connect a model from Load VLM.")
     encoder = clip.cond_stage_model
     name = getattr(encoder, "clip_name", type(encoder).__name__)
     if name not in _CLIPS:
@@ -82,15 +96,15 @@ def states_of_clip(clip, photos: Sequence[torch.Tensor], prompt: str, reading: R
     inner = getattr(encoder, encoder.clip)
     layers = inner.num_layers
     layer = place_of(reading.layer, layers)
-    parts = _parts(photos, prompt, reading)
+    parts = _parts(shown, prompt, reading)
     said = "".join(_plain(part) if isinstance(part, str) else _PICTURE for part in parts)
     images = [part[None] for part in parts if not isinstance(part, str)]
     tokens = clip.tokenize(_CLIPS[name].format(said), images=images)
     rows = [[token[0] for token in row] for row in tokens[name]]
     seen = sum(isinstance(token, dict) and token.get("type") == "image" for row in rows for token in row)
-    if seen != len(photos):
+    if seen != len(images):
         raise ValueError(
-            f"The CLIP '{name}' took {seen} of {len(photos)} photos; this ComfyUI's tokenizer is not known here, use a "
+            f"The CLIP '{name}' took {seen} of {len(images)} photos; this ComfyUI's tokenizer is not known here, use a "
             "model from Load VLM."
         )
     encoder.reset_clip_options()
@@ -101,7 +115,7 @@ def states_of_clip(clip, photos: Sequence[torch.Tensor], prompt: str, reading: R
         encoder.set_clip_options({"layer": where, "execution_device": clip.patcher.load_device})
         with torch.inference_mode():
             states, _, extra = inner(rows)
-            states, keys = states.float().cpu(), extra["attention_mask"].bool().cpu()
+            states, keys = spanned(states.float().cpu(), reading.span), extra["attention_mask"].bool().cpu()
     finally:
         encoder.reset_clip_options()
     return VLMStates(states.clone(), keys.clone(), layer, layers, name)
@@ -121,8 +135,19 @@ def _plain(text: str) -> str:
     return _MARKUP.sub(" ", text)
 
 
-def _parts(photos: Sequence[torch.Tensor], prompt: str, reading: Reading) -> list[str | torch.Tensor]:
+def _parts(shown: Sequence[torch.Tensor] | Cast, prompt: str, reading: Reading) -> list[str | torch.Tensor]:
     """The photos and what the VLM is told, in the order in which it reads them."""
-    shown = [fit(photo, reading.side) for photo in photos]
+    if isinstance(shown, Cast):
+        return request_parts(*_renamed(shown, prompt, reading.names))
+    photos = [fit(photo, reading.side) for photo in shown]
     said = reading.instruction.replace(PROMPT, prompt)
-    return [*shown, said] if reading.pictures == "before" else [said, *shown]
+    return [*photos, said] if reading.pictures == "before" else [said, *photos]
+
+
+def _renamed(cast: Cast, prompt: str, names: Sequence[str]) -> tuple[Cast, str]:
+    """The cast and the prompt with these names, in the order of the cast; as they are where it is larger."""
+    if len(names) < len(cast.subjects):
+        return cast, prompt
+    subjects = tuple(replace(who, name=name) for who, name in zip(cast.subjects, names, strict=False))
+    prompt, _ = replace_names(prompt, [who.name for who in cast.subjects], lambda i, again: names[i])
+    return replace(cast, subjects=subjects), prompt

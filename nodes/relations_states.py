@@ -11,6 +11,7 @@ from typing_extensions import override
 from ..idcrafter.backbones.relations import attach_relations, combine
 from ..idcrafter.modules.aligner import USES, Reading
 from ..idcrafter.subjects.references import order_photos, picture
+from ..idcrafter.subjects.subject import Cast
 from ..model_loaders import aligner as aligners
 from ..model_loaders import checkpoint, files, video_dit
 from ..model_loaders.vlm_states import states_of_clip, states_of_vlm
@@ -103,8 +104,8 @@ class EncodeRelations(io.ComfyNode):
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="What happens. People may be spoken of as the photos show them; names that no photo shows "
-                    "mean nothing to the VLM.",
+                    tooltip="What happens. People may be spoken of as the photos show them. Names mean nothing to the "
+                    "VLM, unless the aligner has it asked as Relate asks (nano's does).",
                 ),
                 io.Combo.Input(
                     "use",
@@ -178,7 +179,8 @@ class EncodeRelations(io.ComfyNode):
         trained = reading.layer
         if layer:
             reading = replace(reading, layer=layer)
-        shown = [picture(cast, ref) for ref in order_photos(cast) if ref.photo < photos]
+        seen = [ref for ref in order_photos(cast) if ref.photo < photos]
+        shown = [picture(cast, ref) for ref in seen] if reading.pictures != "relate" else _with_photos(cast, photos)
         comfy.model_management.throw_exception_if_processing_interrupted()
         if vlm is not None:
             found = states_of_vlm(vlm, shown, prompt, reading)
@@ -201,12 +203,18 @@ class EncodeRelations(io.ComfyNode):
         for warning in warnings:
             log.warning(warning)
         done = (
-            f"{found.model} has seen {len(shown)} photos; layer {found.layer} of {found.layers}: "
+            f"{found.model} has seen {len(seen)} photos; layer {found.layer} of {found.layers}: "
             f"{int(found.keys.sum())} states of width {found.states.shape[-1]} to {int(keys.sum())} tokens of width "
             f"{tokens.shape[-1]}, use: {use}."
         )
         report = "\n".join([*warnings, done])
         return io.NodeOutput(told, report, ui=show(cls, report))
+
+
+def _with_photos(cast: Cast, count: int) -> Cast:
+    """The cast with at most so many photos of each, and without faces."""
+    subjects = (replace(s, photos=s.photos[:count], masks=s.masks[:count]) for s in cast.subjects)
+    return Cast(tuple(subjects))
 
 
 def _aligner_names() -> list[str]:

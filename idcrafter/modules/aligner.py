@@ -26,7 +26,8 @@ from .facial_extractor import PerceiverAttention
 
 # Where the tokens go: in the place of the prompt's, behind or before them, or to the identity hierarchy alone.
 USES = ("replace", "append", "prepend", "hierarchy")
-PICTURES = ("before", "after")
+# "relate": everybody's photos behind the name, and the prompt, in the request that IDCrafterRelate makes.
+PICTURES = ("before", "after", "relate")
 PROMPT = "{prompt}"
 INSTRUCTION = (
     "The pictures show the subjects of a video. Keep each of them as it looks here, tell them apart, and understand "
@@ -39,10 +40,16 @@ class Reading:
     """How a VLM is read: an aligner knows the states that come from this, and no others.
 
     layer        of the VLM: 1 is its first, -1 its last, whose states are normalised
-    instruction  what it is told; {prompt} stands for the prompt
+    instruction  what it is told; {prompt} stands for the prompt. "relate" has an instruction of its own
     pictures     one of PICTURES, where they are, seen from the text
-    side         in px, the most that the long side of a photo has
+    side         in px, the most that the long side of a photo has; "relate" has its own as well
     use          one of USES, what the video model was trained with
+    answer       in tokens: the VLM first writes an answer of at most so many, whose states follow those of what it was
+                 told; 0 for none
+    span         how many states are read as one, each behind those before it: with a few, what belongs together in an
+                 answer (who, does what) is found in one place, however small the VLM is
+    names        what subjects are called in Relate's request and in the prompt, in cast order, so that states do not
+                 depend on how people name them; a cast that is larger keeps its own names
     """
 
     layer: int = -1
@@ -50,6 +57,9 @@ class Reading:
     pictures: str = PICTURES[0]
     side: int = 448
     use: str = USES[0]
+    answer: int = 0
+    span: int = 1
+    names: tuple[str, ...] = ()
 
 
 # BindWeave, branch feature_extraction, s2v/tasks/inference/pipeline/qwen2vl_pipeline.py: the bare prompt, then the
@@ -61,7 +71,7 @@ BINDWEAVE = Reading(-1, PROMPT, "after", 640, "prepend")
 class AlignerConfig:
     """What an aligner's file says of itself. The sizes are CINEMA's.
 
-    in_width, out_width  of the VLM's states and of the text encoder's
+    in_width, out_width  of the VLM's states, `reading.span` of them, and of the text encoder's
     tokens               latents, which become as many tokens
     latent_width, width  of the latents, and of the attention inside
     reading              how the VLM is read
@@ -85,10 +95,12 @@ class AlignerConfig:
         try:
             values = dict(json.loads(text))
             reading = _known(Reading, dict(values.pop("reading", {})))
+            reading["names"] = tuple(reading.get("names", ()))
             config = cls(**_known(cls, values), reading=Reading(**reading))
         except (TypeError, ValueError) as error:
             raise ValueError(f"this is not the description of an aligner ({error})") from error
-        sizes = [getattr(config, each.name) for each in fields(cls) if each.name != "reading"] + [config.reading.side]
+        sizes = [getattr(config, each.name) for each in fields(cls) if each.name != "reading"]
+        sizes += [config.reading.side, config.reading.span]
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in sizes):
             raise ValueError("the sizes of the aligner must be whole numbers of at least 1")
         if config.width % config.heads:
@@ -96,12 +108,16 @@ class AlignerConfig:
         read = config.reading
         if isinstance(read.layer, bool) or not isinstance(read.layer, int) or read.layer == 0:
             raise ValueError(f"the aligner reads layer {read.layer!r}; layers count from 1, or from -1 at the end")
+        if isinstance(read.answer, bool) or not isinstance(read.answer, int) or read.answer < 0:
+            raise ValueError(f"the aligner reads an answer of {read.answer!r} tokens; it must be a whole number from 0")
+        if not all(isinstance(name, str) and name for name in read.names) or len(set(read.names)) < len(read.names):
+            raise ValueError("the aligner's names of subjects must be different words")
         if not isinstance(read.instruction, str) or PROMPT not in read.instruction:
             raise ValueError(f"the aligner's instruction must be a text with {PROMPT} in it")
         if read.pictures not in PICTURES or read.use not in USES:
             raise ValueError(
                 f"the aligner wants its pictures '{read.pictures}' the text and its tokens used as '{read.use}'; known "
-                f"are {' and '.join(PICTURES)}, and {', '.join(USES)}"
+                f"are {', '.join(PICTURES)}, and {', '.join(USES)}"
             )
         return config
 
@@ -161,6 +177,13 @@ class Projector(nn.Module):
             keys = states.new_ones(states.shape[:2], dtype=torch.bool)
         tokens = self.linear_2(nn.functional.gelu(self.linear_1(states), approximate="tanh"))
         return tokens * keys[..., None].to(tokens), keys
+
+
+def spanned(states: torch.Tensor, span: int) -> torch.Tensor:
+    """States [B, L, C] -> [B, L, span * C], each with those before it behind it; before the first are zeros."""
+    padded = nn.functional.pad(states, (0, 0, span - 1, 0))
+    length = states.shape[1]
+    return torch.cat([padded[:, span - 1 - k :][:, :length] for k in range(span)], dim=-1)
 
 
 def join(text: torch.Tensor, tokens: torch.Tensor, use: str) -> torch.Tensor:

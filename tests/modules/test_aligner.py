@@ -1,6 +1,7 @@
 """The aligner and BindWeave's projector: published sizes, what padding must not change, a description that lasts."""
 
 import json
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -140,7 +141,8 @@ def test_join():
 
 
 def test_description_survives_the_file():
-    assert AlignerConfig.loads(TINY.dumps()) == TINY
+    for config in (TINY, replace(TINY, reading=Reading(pictures="relate", answer=9, span=2, names=("Ada", "Bo")))):
+        assert AlignerConfig.loads(config.dumps()) == config
     least = AlignerConfig.loads('{"in_width": 8, "out_width": 4}')
     assert least == AlignerConfig(8, 4) and least.reading == Reading()
 
@@ -158,6 +160,11 @@ def test_description_survives_the_file():
         ({"reading": {"instruction": "Say no."}}, "with {prompt} in it"),
         ({"reading": {"pictures": "around"}}, "'around' the text"),
         ({"reading": {"use": "burn"}}, "used as 'burn'"),
+        ({"reading": {"answer": -1}}, "an answer of -1 tokens"),
+        ({"reading": {"answer": True}}, "an answer of True tokens"),
+        ({"reading": {"span": 0}}, "whole numbers of at least 1"),
+        ({"reading": {"names": ["A", "A"]}}, "must be different words"),
+        ({"reading": {"names": ["A", 3]}}, "must be different words"),
         ({"reading": 7}, "not the description of an aligner"),
     ],
 )

@@ -1,6 +1,7 @@
 """Load Aligner and Encode Relations as a user wires them: a cast, a VLM, a tiny video model."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from support import tiny_aligners, tiny_judge, tiny_qwen, tiny_vision
 from support.composition import noise
 
 PROMPT = "The one with the hat hugs the other."
+RELATED = {"pictures": "relate", "answer": 4}
 STATES, TEXT = 32, 32  # widths of the tiny VLM's states and of the tiny video model's text
 
 
@@ -24,6 +26,7 @@ def folders(pack, tmp_path_factory):
     tiny_aligners.write_own(own / "tiny.safetensors", tiny_aligners.config(STATES, TEXT, reading=reading), 2,
                             licence="MIT", vlm="qwen2.5")  # fmt: skip
     tiny_aligners.write_own(own / "wide.safetensors", tiny_aligners.config(STATES, 48), vlm="Another-VL")
+    tiny_aligners.write_own(own / "related.safetensors", tiny_aligners.config(STATES, TEXT, reading=RELATED), 2)
     tiny_aligners.write_own(own / "core.safetensors", tiny_aligners.config(tiny_qwen.WIDTH, TEXT))
     tiny_aligners.write_bindweave(root / "dit" / "BindWeave", STATES, TEXT)
     tiny_aligners.write_bindweave(root / "dit" / "other", STATES, TEXT, "repackage")
@@ -96,7 +99,7 @@ def states(pack, vlm, photos, said, layer):
 def test_the_list_and_the_summary(pack, folders):
     options = pack.nodes["IDCrafterLoadAligner"].INPUT_TYPES()["required"]["aligner_name"]
     names = options[1].get("options", options[0])
-    ours = {"tiny.safetensors", "wide.safetensors", "core.safetensors"}
+    ours = {"tiny.safetensors", "wide.safetensors", "core.safetensors", "related.safetensors"}
     assert set(names) == ours | {"diffusion_models/BindWeave", "diffusion_models/other/bindweave.safetensors"}
     aligner, summary = pack.execute("IDCrafterLoadAligner", aligner_name="tiny.safetensors")
     assert summary.startswith("tiny.safetensors: hidden states of width 32 to 5 tokens of width 32, layer -2")
@@ -156,6 +159,21 @@ def test_more_photos_and_another_layer(encode, load, vlm, caplog):
     warning = "The aligner was trained on layer -2; what it makes of layer 2 may be noise."
     assert report.startswith(warning) and warning in caplog.text
     assert not torch.allclose(one[0][0], two[0][0], atol=1e-4)
+
+
+def test_an_aligner_that_was_trained_on_relates_request(pack, encode, load, people, vlm):
+    aligner = load("related.safetensors")
+    lib, subjects = pack.submodule("model_loaders.vlm_states"), pack.submodule("idcrafter.subjects.subject")
+    shown = []
+    for count in (1, 2):
+        told, report = encode(aligner=aligner, vlm=vlm, photos=count)
+        ada, bo = people.subjects
+        fewer = [replace(who, photos=who.photos[:count], masks=who.masks[:count]) for who in (ada, bo)]
+        found = lib.states_of_vlm(vlm, subjects.make_cast(fewer), PROMPT, aligner.reading)
+        torch.testing.assert_close(told[0][0], aligner.tokens(found.states, found.keys)[0])
+        assert f"has seen {1 + count} photos" in report
+        shown.append(found.states.shape[1])
+    assert shown[0] < shown[1]
 
 
 @pytest.mark.parametrize("kind", ["qwen25_7b", "qwen3vl_4b"])
