@@ -115,11 +115,11 @@ def measure_clip(
     seen = [FrameFaces.of(faces, subjects.shape[1]) for faces in found]
     identity = score_identity(seen, subjects, times=[t / fps for t in range(len(seen))])
     quality = identity.quality * (not is_still(frames))
-    first = _places(ends.first, seen, subjects, ends.reach)
-    last = _places(ends.last, seen, subjects, ends.reach)
+    first = places_of(ends.first, seen, subjects, ends.reach)
+    last = places_of(ends.last, seen, subjects, ends.reach)
     crossed = None if ends.pair is None else _crossed(ends, seen)
     if crossed is False:
-        stayed = _places(ends.stayed, seen, subjects, ends.reach)
+        stayed = places_of(ends.stayed, seen, subjects, ends.reach)
         last = max((last, stayed), key=lambda places: np.nansum(np.diag(places.cosines)))
     faces = [_unit_mean([*a, *b]) for a, b in zip(first.embeddings, last.embeddings, strict=True)]
     known = [None if face is None else gallery @ face for face in faces]
@@ -147,7 +147,7 @@ def is_still(frames: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """embeddings: of the faces at each subject's place; cosines [S, S]: of subject (row) and the face at the place of
     a subject (column), NaN where nobody is."""
 
@@ -155,18 +155,18 @@ class _Places:
     cosines: np.ndarray
 
 
-def _places(where: dict[int, np.ndarray], seen: list[FrameFaces], subjects: np.ndarray, reach: float) -> _Places:
+def places_of(where: dict[int, np.ndarray], seen: list[FrameFaces], subjects: np.ndarray, reach: float) -> Places:
     embeddings: list[list[np.ndarray]] = [[] for _ in subjects]
     for f, centres in where.items():
-        for own, face in zip(embeddings, _nearest(centres, seen[f], reach), strict=True):
+        for own, face in zip(embeddings, nearest(centres, seen[f], reach), strict=True):
             if face >= 0:
                 own.append(seen[f].embeddings[face])
     means = [_unit_mean(own) for own in embeddings]
     columns = [np.full(len(subjects), np.nan) if mean is None else subjects @ mean for mean in means]
-    return _Places(embeddings, np.stack(columns, axis=1))
+    return Places(embeddings, np.stack(columns, axis=1))
 
 
-def _nearest(centres: np.ndarray, frame: FrameFaces, reach: float) -> list[int]:
+def nearest(centres: np.ndarray, frame: FrameFaces, reach: float) -> list[int]:
     """The face at each of the centres [S, 2], -1 where none is within reach; a reach is less than half a distance, so
     no face is at two places."""
     if not len(frame.boxes):
@@ -180,14 +180,14 @@ def _crossed(ends: Ends, seen: list[FrameFaces]) -> bool:
     """Whether in some frame both of the pair are away from their places and somebody is between the places."""
     places = next(iter(ends.first.values()))
     for frame in seen:
-        there = _nearest(places, frame, ends.reach)
+        there = nearest(places, frame, ends.reach)
         if max(there[i] for i in ends.pair) < 0 and set(range(len(frame.boxes))) - set(there):
             return True
     return False
 
 
 def _exchanged(cosines: np.ndarray) -> bool:
-    """Whether somebody is recognised in another's place, and not in the own one; [S, S], see `_Places`."""
+    """Whether somebody is recognised in another's place, and not in the own one; [S, S], see `Places`."""
     there = [-1 if np.isnan(column[0]) or column.max() < MATCH_COSINE else int(column.argmax()) for column in cosines.T]
     return any(
         who not in (-1, place) and cosines[who, place] - cosines[place, place] >= AMBIGUOUS_COSINE and there[who] != who

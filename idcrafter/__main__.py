@@ -3,6 +3,7 @@
     build-dataset CLIPS OUT --licence TEXT   raw clips to a data set for adapter training
     check-dataset FOLDER                     what is wrong with a data set
     train-adapter DATASET --model FILE ...   an identity adapter for a video model
+    train-rollouts FOLDER --model FILE ...   a LoRA from what the model made, and how it was rewarded
     collect GRAPH --table CSV --out DIR      an API graph over a table, on one ComfyUI or on many
 
 Exit code 0: good; 1: it failed, and the last line says why; 2: wrong usage; 130: interrupted.
@@ -15,13 +16,14 @@ import logging
 import sys
 
 from .collect import command as collect
+from .training import rl_command as rollouts
 from .training.adapter import command as adapter
 from .training.dataset import command as dataset
 
 log = logging.getLogger("idcrafter")
 
 # Each adds its commands to the parser; see `training.dataset.command.add_commands`.
-ROOMS = (dataset, adapter, collect)
+ROOMS = (dataset, adapter, rollouts, collect)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,15 +63,16 @@ def _hub(file: str, repository: str, licence: str) -> Entry:
     return Entry(file, licence, f"hf download {repository} {Path(file).name} --local-dir '{{parent}}'")
 
 
+def _nano(name: str) -> Entry:
+    get = "python -m idcrafter.nano train all && python -m idcrafter.nano install"
+    return Entry(f"models/{name}", "Apache-2.0", get, 128)
+
+
 PACKS = {
     "buffalo_l": _zip("buffalo_l"),
     "antelopev2": _zip("antelopev2"),
-    "idcrafter_nano": Entry(
-        "models/idcrafter_nano",
-        "Apache-2.0",
-        "python -m idcrafter.nano train all && python -m idcrafter.nano install",
-        128,
-    ),
+    "idcrafter_nano": _nano("idcrafter_nano"),
+    "idcrafter_nano_monitor": _nano("idcrafter_nano_monitor"),
 }
 FILES = {
     "yunet": _opencv("face_detection_yunet", "face_detection_yunet_2023mar.onnx", "MIT"),

@@ -18,6 +18,7 @@ from . import (
     sde,
     text_encoder,
     train_adapter,
+    train_rollouts,
 )
 
 NODES = [
@@ -38,4 +39,5 @@ NODES = [
     *score_video.NODES,
     *rollouts.NODES,
     *train_adapter.NODES,
+    *train_rollouts.NODES,
 ]

@@ -8,7 +8,7 @@ from ..idcrafter.rollouts import record
 from ..idcrafter.rollouts.digests import digest
 from ..idcrafter.sampling.fingerprint import graph_signature
 from ..idcrafter.sampling.run import model_facts
-from ..idcrafter.subjects.embeddings import photo_sha256
+from ..idcrafter.subjects.embeddings import cast_photos
 
 # Inputs that say which takes, not how a take is made.
 _SEEDS = frozenset({"seed", "noise_seed", "takes"})
@@ -43,7 +43,7 @@ def patcher_and_conditioning(model, given: dict):
 
 def shot(takes, cast, prompt: str, guided: dict) -> tuple[dict, list[list[str]]]:
     """What `record` wants to know of the shot, but for its conditioning; and the sha256 of each subject's photos."""
-    photos = [[photo_sha256(*each) for each in zip(s.photos, s.masks, strict=True)] for s in cast.subjects]
+    photos = cast_photos(cast)
     sde = next((take.sde for take in takes.takes if take.sde is not None), None)
     subjects = [
         {"name": subject.name, "kind": subject.kind, "photos": own}

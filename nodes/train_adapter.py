@@ -239,8 +239,7 @@ class TrainAdapter(io.ComfyNode):
         from ..idcrafter.training.curves import draw_curves
 
         folder = dataset_folder(dataset)
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"The name '{name}' is no file name; use letters, digits, '-', '_' and spaces.")
+        check_name(name)
         settings = Settings(
             size=size,
             reference_attention=reference_attention,
@@ -259,7 +258,7 @@ class TrainAdapter(io.ComfyNode):
             optimizer=optimizer,
             validate_every=validate_every,
         )
-        target, number = _free_name(f"{ADAPTERS}/{name}")
+        target, number = free_name(f"{ADAPTERS}/{name}")
         work = Path(folder_paths.get_output_directory()) / WORK
         bar = comfy.utils.ProgressBar(1)
 
@@ -283,7 +282,7 @@ class TrainAdapter(io.ComfyNode):
         adapters.save_adapter(trained.adapter, path, trained.licence, **trained.facts)
         lora = ""
         if trained.lora is not None:
-            beside, _ = _free_name(f"{LORAS}/{name}")
+            beside, _ = free_name(f"{LORAS}/{name}")
             lora = trained.save_lora(beside.with_name(path.name)).name
         summary = f"Trained in {steps} steps: {ADAPTERS}/{path.name}" + (f", {LORAS}/{lora}." if lora else ".")
         log.info(summary)
@@ -305,7 +304,13 @@ def dataset_folder(text: str) -> Path:
     )
 
 
-def _free_name(prefix: str) -> tuple[Path, int]:
+def check_name(name: str) -> None:
+    """ValueError for what no file can be called, or what would leave its folder."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"The name '{name}' is no file name; use letters, digits, '-', '_' and spaces.")
+
+
+def free_name(prefix: str) -> tuple[Path, int]:
     """(path without a number, the next free number) in ComfyUI's output folder, which must not be left."""
     output = folder_paths.get_output_directory()
     folder, stem, number, _, _ = folder_paths.get_save_image_path(prefix, output)

@@ -4,8 +4,11 @@
 the tensors by name; `unpack` puts it together again, bit for bit. The rows of zeros that text encoders pad with are
 left out and added again: a prompt of 60 tokens of UMT5-XXL takes 1 MiB instead of 8.
 
-Not stored, only hashed: tensors above MAX_BYTES (VACE's control latents; they are rebuilt from the references) and
-what is no tensor at all (hooks). `unpack` says so.
+Tensors of a video above MAX_BYTES are stored frame by frame, as {"frames": names, "shape", "dtype"}: VACE's control
+latents and masks of a shot have 50 MiB, of which only the frames of its references are its own; those of the video that
+is to be made are the same for every shot of the size.
+
+Not stored, only hashed: what is larger even so, and what is no tensor at all (hooks). `unpack` says so.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import torch
 from .digests import digest_of_anything, tensor_sha256
 
 MAX_BYTES = 16 * 1024 * 1024
+# Of a video's dimensions [B, C, T, h, w].
+_TIME = 2
 # Core gives every condition a new random one; it says nothing about the content.
 _WITHOUT_MEANING = frozenset({"uuid"})
 
@@ -42,7 +47,7 @@ def names_of(plan) -> set[str]:
         return set().union(*map(names_of, plan))
     if not isinstance(plan, Mapping):
         return set()
-    own = {plan["tensor"]} if "tensor" in plan else set()
+    own = {plan["tensor"]} if "tensor" in plan else set(plan.get("frames", ()))
     return own.union(*(names_of(value) for value in plan.get("dict", plan).values()))
 
 
@@ -69,11 +74,20 @@ def _pack_tensor(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict
     tensor = tensor.detach().to("cpu")
     shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     stored = _without_padding(tensor).contiguous()
-    name = object_name(stored)
-    if stored.numel() * stored.element_size() > MAX_BYTES:
-        return {"only_hashed": f"a tensor of {shape}", "sha256": name}
-    tensors[name] = stored
-    return {"tensor": name, "shape": shape, "dtype": dtype}
+    if _bytes(stored) <= MAX_BYTES:
+        name = object_name(stored)
+        tensors[name] = stored
+        return {"tensor": name, "shape": shape, "dtype": dtype}
+    frames = [frame.contiguous() for frame in tensor.split(1, _TIME)] if tensor.ndim == _TIME + 3 else []
+    if not frames or _bytes(frames[0]) > MAX_BYTES:
+        return {"only_hashed": f"a tensor of {shape}", "sha256": object_name(stored)}
+    names = [object_name(frame) for frame in frames]
+    tensors.update(zip(names, frames, strict=True))
+    return {"frames": names, "shape": shape, "dtype": dtype}
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _without_padding(tensor: torch.Tensor) -> torch.Tensor:
@@ -91,6 +105,9 @@ def _unpack(value, load: Callable[[str], torch.Tensor]):
         return value
     if "dict" in value:
         return {key: _unpack(item, load) for key, item in value["dict"].items()}
+    if "frames" in value:
+        kept = {name: load(name) for name in dict.fromkeys(value["frames"])}
+        return torch.cat([kept[name] for name in value["frames"]], _TIME)
     if "tensor" not in value:
         raise ValueError(
             f"The conditioning of this group holds {value.get('only_hashed', 'something')} of which only the hash was "

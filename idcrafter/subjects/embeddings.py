@@ -114,6 +114,11 @@ def photo_sha256(photo: torch.Tensor, mask: torch.Tensor | None) -> str:
     return digest.hexdigest()
 
 
+def cast_photos(cast: Cast) -> list[list[str]]:
+    """`photo_sha256` of every photo of each subject."""
+    return [[photo_sha256(*each) for each in zip(s.photos, s.masks, strict=True)] for s in cast.subjects]
+
+
 def _read(path: Path) -> tuple[dict, Mapping[str, np.ndarray]]:
     try:
         with safe_open(path, framework="np") as file:

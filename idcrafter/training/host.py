@@ -1,16 +1,23 @@
-"""The pack inside a command: ComfyUI is found, set up for this machine, and the pack imported as ComfyUI imports it."""
+"""The pack inside a command: ComfyUI is found, set up for this machine, and the pack imported as ComfyUI imports it;
+how a training is stopped there, and what it says.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from ..nano.recipes.core import use_comfyui
 
+log = logging.getLogger("idcrafter")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -43,3 +50,27 @@ def load_pack(comfyui: Path | None = None) -> ModuleType:
 def pack_module(pack: ModuleType, name: str) -> ModuleType:
     """A module of the pack, for example "model_loaders.faces"."""
     return importlib.import_module(f"{pack.__name__}.{name}")
+
+
+@contextmanager
+def interrupts() -> Iterator[list]:
+    """A list that is not empty any more after Ctrl+C: a training stops between two steps, not inside of one."""
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class ProgressLog:
+    """Progress as lines of the log, one a hundredth."""
+
+    def __init__(self):
+        self.told = -1
+
+    def tell(self, done: int, total: int, what: str) -> None:
+        part = 100 * done // total
+        if part != self.told:
+            self.told = part
+            log.info("%d %%: %s", part, what)

@@ -78,6 +78,10 @@ class LoraPolicy(nn.Module):
         """Latents of the VAE's space as the model sees them."""
         return self._model[0].model.process_latent_in(latents)
 
+    def to_vae(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of the model's space as its VAE decodes them."""
+        return self.network.to_vae(latents)
+
     def velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, group: Group, guided: bool = False) -> torch.Tensor:
         """[B, C, T, h, w] float32 of the trained policy for noised latents [B, C, T, h, w] at sigma [B].
 

@@ -10,9 +10,10 @@ sampled the takes; how far it is from the recorded one is watched ("mismatch").
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -171,6 +172,8 @@ def train_rl(
     weights_of: WeightsOf | None = None,
     monitor: Monitor | None = None,
     made_by: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    look: tuple[int, Callable[[Any, int], None]] | None = None,
     resume: bool = True,
     processes: Processes = ALONE,
     on_progress: Callable[[int, str], None] | None = None,
@@ -180,6 +183,8 @@ def train_rl(
     weights_of   how much each place of a take counts, see `rollout_batches`
     monitor      measured while it trains; ends it, and says which weights are kept
     made_by      hash of the MODEL's policy, which must be that of the rollouts
+    facts        what the training depends on besides, such as the LoRA's rank
+    look         (steps between them, what is then done with the averaged policy and the step), such as making videos
     resume       go on where a training with the same settings and rollouts stopped
     on_progress  called with (steps done, what is going on) after every step; what it raises ends the training, after
                  its state is saved
@@ -211,7 +216,12 @@ def train_rl(
             ema=settings.ema,
             dtype=torch.float32,
             optimizer="adamw",
-            facts={**settings.facts(), "data": data_digest(batches), "processes": str(processes.count)},
+            facts={
+                **settings.facts(),
+                **(facts or {}),
+                "data": data_digest(batches),
+                "processes": str(processes.count),
+            },
             average=processes.average_ if processes.count > 1 else None,
             writes=processes.rank == 0,
         )
@@ -228,6 +238,9 @@ def train_rl(
                 on_progress(trainer.n, f"step {trainer.n} of {settings.steps} ({settings.spec.title})")
             if trainer.writes and (trainer.n % drawn == 0 or trainer.n == settings.steps):
                 draw_curves(read_curve(trainer.curve), settings.steps).save(trainer.curve.with_suffix(".png"))
+            if look is not None and (trainer.n % look[0] == 0 or trainer.n == settings.steps):
+                with trainer.averaged(), torch.no_grad():
+                    look[1](policy, trainer.n)
             if watch is not None:
                 watch.look()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
+from ..rollouts.advantages import OF_TERMS
 from .objectives import identity_grpo
 from .rollout_batches import PAIRS, STEPS, TAKES, Plan, Share
 
@@ -56,6 +58,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 OLD = ("frozen", "average")
+_GROUPS = 2
+_REWARD = re.compile(
+    r"(?P<name>[^=@]+?)\s*(?:=\s*(?P<weight>[-+.\d]+))?\s*(?:@\s*(?P<low>[.\d]+)\s*-\s*(?P<high>[.\d]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,48 @@ class Settings:
             self.seed,
         )
 
+    @classmethod
+    def of(cls, method: str, rewards: str = "", groups: int = 0, **numbers) -> Settings:
+        """From what people type: rate, beta and so on below 0 are the method's own, and so are 0 groups a step.
+
+        rewards  see `parse_rewards`; empty for the total that the takes were collected with
+        """
+        given = {name: value for name, value in numbers.items() if not isinstance(value, float) or value >= 0}
+        shares = parse_rewards(rewards)
+        if any((share.low, share.high) != (0.0, 1.0) for share in shares):
+            given["shares"] = shares
+        elif shares:
+            given["weights"] = tuple((share.reward, share.weight) for share in shares)
+            spec = METHODS.get(method)
+            given["advantage"] = spec.advantage if spec and spec.advantage in OF_TERMS else OF_TERMS[0]
+        own = identity_grpo.RECIPE["groups_a_step"] if method == "identity_grpo" else _GROUPS
+        return cls(method, groups=groups or own, **given)
+
     def facts(self) -> dict[str, str]:
         """What a training that is resumed must have in common with the one that was stopped."""
         return {name: str(value) for name, value in asdict(self).items()}
+
+
+def parse_rewards(text: str) -> tuple[Share, ...]:
+    """ "score, motion=0.2, naturalness=0.5@0-0.4": names, weights (1 without) and shares of noise at which they count.
+
+    Raises ValueError that says which part cannot be read.
+    """
+    found = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = _REWARD.fullmatch(part)
+        try:
+            name, *numbers = match.group("name", "weight", "low", "high")
+            pairs = zip(numbers, (1.0, 0.0, 1.0), strict=True)
+            found.append(Share(name, *(default if number is None else float(number) for number, default in pairs)))
+        except (AttributeError, ValueError) as error:
+            why = f" ({error})" if match else ""
+            raise ValueError(
+                f"'{part}' is no reward with its weight{why}; write NAME=WEIGHT, or NAME=WEIGHT@LOW-HIGH for the noise "
+                "at which it counts."
+            ) from None
+    names = [share.reward for share in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"The reward '{name}' is named twice; name it once.")
+    return tuple(found)

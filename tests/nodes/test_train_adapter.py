@@ -165,9 +165,9 @@ def command(tiny_files, output, tmp_path, monkeypatch):
 
 
 def test_the_command_stops_goes_on_and_writes(pack, stack, command, monkeypatch, caplog):
-    from idcrafter.training.adapter import command as lib
+    from idcrafter.training import host as lib
 
-    real = lib._Log.tell
+    real = lib.ProgressLog.tell
 
     def tell(self, done, total, what):
         real(self, done, total, what)
@@ -175,7 +175,7 @@ def test_the_command_stops_goes_on_and_writes(pack, stack, command, monkeypatch,
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lib._Log, "tell", tell)
+        patch.setattr(lib.ProgressLog, "tell", tell)
         assert command() == 130
     out = command.out
     with safe_open(out / "adapter.state.safetensors", "pt") as file:

@@ -266,8 +266,27 @@ def test_what_was_only_hashed_says_so(store, monkeypatch):
     with pytest.raises(ValueError, match="holds Hook of which only the hash was stored"):
         rollouts.conditioning(rollouts.groups[0])
     monkeypatch.setattr(conditioning, "MAX_BYTES", 10)
-    plan, tensors = conditioning.pack({"positive": [[torch.ones(1, 4, 4), {}]]})
-    assert not tensors and "only_hashed" in plan["positive"][0][0]
+    for large in (torch.ones(1, 4, 4), torch.ones(1, 2, 3, 4, 4)):
+        plan, tensors = conditioning.pack({"positive": [[large, {}]]})
+        assert not tensors and "only_hashed" in plan["positive"][0][0]
+
+
+def test_large_videos_are_stored_by_frames_that_shots_share(store, monkeypatch):
+    """Two shots of VACE: three frames of references of their own, and the same ones that are to be made."""
+    monkeypatch.setattr(conditioning, "MAX_BYTES", 500)
+    grey, shots, names = torch.full((1, 2, 9, 4, 4), 0.5), [], set()
+    for i in range(2):
+        own = torch.randn((1, 2, 3, 4, 4), generator=torch.Generator().manual_seed(i))
+        shots.append({"positive": [[torch.ones(1, 2, 4), {"vace_frames": [torch.cat([own, grey], 2)]}]]})
+        plan, tensors = conditioning.pack(shots[-1])
+        assert conditioning.names_of(plan) == set(tensors)
+        names |= set(tensors)
+        store.save(make_part(plan=plan, prompt=f"shot {i}"), tensors)
+    assert len(names) == 1 + 2 * 3 + 1 and len(list(store.objects.glob("*"))) == len(names)
+    rollouts = load(store)
+    for group, shot in zip(sorted(rollouts.groups, key=lambda group: group.prompt), shots, strict=True):
+        found = rollouts.conditioning(group)["positive"][0][1]["vace_frames"][0]
+        assert torch.equal(found, shot["positive"][0][1]["vace_frames"][0])
 
 
 def test_groups_without_conditioning(store):

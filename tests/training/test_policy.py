@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from support import tiny_training
+from support import tiny_rollouts, tiny_training
 from support.composition import Shot
 from support.tiny_stack import cast, shot  # noqa: F401
 
-GUIDED = {"cfg_text": 3.0, "cfg_images": 2.0}
 SIGMA = torch.tensor([0.6, 0.3])
 FAMILIES = ("phantom", "vace", "cogvideox")
 
@@ -142,32 +141,8 @@ def test_several_prompts_at_once_are_refused(pack, lib, model_of):
 
 @pytest.fixture(scope="module")
 def collected(pack, stack, shot, tmp_path_factory):  # noqa: F811
-    """Rollouts of a tiny Phantom with two random steps, guided by text and images, with their conditioning."""
-    lib = {name: pack.submodule(f"idcrafter.{name}") for name in (
-        "sampling.run", "sampling.guiders", "sampling.sde.sampler", "rollouts.record", "rollouts.store",
-        "rollouts.conditioning", "rollouts.dataset",
-    )}  # fmt: skip
-    with torch.inference_mode():
-        branches = (shot.positive, shot.negative_text, shot.negative_images)
-        guider = lib["sampling.guiders"].make_guider(stack.model, *branches, 3.0, 2.0)
-        sampler = lib["sampling.sde.sampler"].sde_sampler("Flow-SDE", 0.7, 1, 3, record=True)
-        takes = lib["sampling.run"].sample_takes(guider, sampler, shot.sigmas, shot.latent, 5, 4)
-    record = lib["rollouts.record"]
-    samples = [
-        record.Sample(
-            take.seed, take.samples[0].clone(), {"identity": i / 3}, i / 3, "a" * 32, 1.0,
-            {name: tensor.clone() for name, tensor in take.sde.tensors().items() if name != "mean"},
-            take.sde.settings(),
-        )
-        for i, take in enumerate(takes.takes)
-    ]  # fmt: skip
-    names = ("positive", "negative_text", "negative_images")
-    plan, objects = lib["rollouts.conditioning"].pack(dict(zip(names, branches, strict=True)))
-    facts = {"prompt": "The first waves.", "guidance": GUIDED, "leading": 0, "conditioning": plan}
-    part = record.build_part(samples, hashes={"policy": "a" * 32}, shot=facts, sigmas=takes.sigmas.clone())
-    store = lib["rollouts.store"].RolloutStore(tmp_path_factory.mktemp("collected"))
-    store.save(part, {name: tensor.clone() for name, tensor in objects.items()})
-    return lib["rollouts.dataset"].load(store.folder)
+    store = tiny_rollouts.collect(pack, stack, shot, tmp_path_factory.mktemp("collected"))
+    return pack.submodule("idcrafter.rollouts.dataset").load(store.folder)
 
 
 @pytest.fixture(scope="module")

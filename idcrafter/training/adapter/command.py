@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpointing import DEPTHS
-from ..host import load_pack, pack_module
+from ..host import ProgressLog, interrupts, load_pack, pack_module
 from ..loop import OPTIMIZERS
 from ..processes import ALONE, join, launched
 from .presets import PRESETS
@@ -81,8 +78,8 @@ def run_train(options: argparse.Namespace) -> int:
     faces = module("model_loaders.faces")
     analyzer = faces.load_named_analyzer(options.faces, options.recogniser, options.provider)
     options.out.mkdir(parents=True, exist_ok=True)
-    with _interrupts() as stopped:
-        progress = _Log()
+    with interrupts() as stopped:
+        progress = ProgressLog()
 
         def on_progress(done: int, total: int, what: str) -> None:
             progress.tell(done, total, what)
@@ -108,27 +105,3 @@ def run_train(options: argparse.Namespace) -> int:
         if trained.lora is not None:
             log.info("%s: put it into models/loras", trained.save_lora(options.out / "lora.safetensors"))
     return 0
-
-
-@contextmanager
-def _interrupts() -> Iterator[list]:
-    """A list that is not empty any more after Ctrl+C: a training stops between two steps, not inside of one."""
-    stopped: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Log:
-    """Progress as lines of the log, one a hundredth."""
-
-    def __init__(self):
-        self.told = -1
-
-    def tell(self, done: int, total: int, what: str) -> None:
-        part = 100 * done // total
-        if part != self.told:
-            self.told = part
-            log.info("%d %%: %s", part, what)
