@@ -25,7 +25,7 @@ for _name in ("idcrafter_adapters", "idcrafter_rewards"):
     _add_model_folder(_name, folder_paths.supported_pt_extensions, _MODELS / _name)
 # Where Train Adapter writes, as core's own training does with LoRAs.
 _add_model_folder("idcrafter_adapters", folder_paths.supported_pt_extensions, _OUTPUT / "idcrafter_adapters")
-for _name in ("diffusion_models", "vae", "text_encoders"):
+for _name in ("diffusion_models", "vae", "text_encoders", "loras", "idcrafter_adapters", "idcrafter_rewards"):
     _add_model_folder(_name, folder_paths.supported_pt_extensions, _WEIGHTS / _name)
 
 

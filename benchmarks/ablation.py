@@ -1,12 +1,13 @@
-"""What the parts of an identity adapter do for clips of two to four people, on the nano stack.
+"""What the parts of an identity adapter do for clips of two to four people, on the nano text-to-video model, which has
+never seen a reference.
 
 Rows, each with the same clips, captions and noise:
 
     none                      the prompt alone: no references, nothing trained on top
-    references                reference tokens (Phantom's rule)
-    router                    references, and an adapter whose router divides the faces among the places
-    hierarchy                 references, and an adapter with the hierarchy and without a router
-    full                      references, and an adapter with both
+    references                reference tokens (Phantom's rule), to which a LoRA has made the model used
+    router                    the same, and an adapter whose router divides the faces among the places
+    hierarchy                 the same, and an adapter with the hierarchy and without a router
+    full                      the same, and an adapter with both
     full_without_router_loss  the same, trained without the router's cross-entropy
 
 Beside them `truth`, the rendered clips once through the VAE, which nothing can exceed; and for a part of the clips two
@@ -15,6 +16,7 @@ one's photo.
 
 The files of a row lie in one folder: ROW.lora.safetensors for the DiT and ROW.adapter.safetensors, with the metadata
 "steps" of their training, "data" (a digest of what it saw) and "seed". Rows of different steps or data are refused.
+`full` is the adapter that comes with the pack.
 
 The clips are of sealed identities in the world of crowds, drawn as the training's are: who stands where, and who
 swaps places or hides behind whom. Specs in which nothing moves are left out. The measures are in `_crowd_scores.py`;
@@ -61,11 +63,18 @@ import _crowd_scores as scores  # noqa: E402 - it imports idcrafter
 ROWS = ("none", "references", "router", "hierarchy", "full", "full_without_router_loss")
 CONTROLS = {"strangers": "full", "rotated": "full"}
 TRUTH = "truth"
+BUNDLE = "nano_t2v.json"
 CLIPS = {2: 32, 3: 64, 4: 32}
 CONTROL_SHARE = 4  # a control gets one clip of so many
 GALLERY, PHOTOS, PHOTO_SIZE = nano.GALLERY, nano.PHOTOS, 128
 STEPS = 16
-ROWS_FOLDER = inprocess.ROOT / "idcrafter" / "nano" / "weights" / "ablation"
+WEIGHTS = inprocess.ROOT / "idcrafter" / "nano" / "weights"
+ROWS_FOLDER = WEIGHTS / "ablation"
+# The adapter that comes with the pack is the row `full`, which therefore is not in that folder.
+SHIPPED = {
+    "lora": WEIGHTS / "loras" / "idcrafter_nano_identity.safetensors",
+    "adapter": WEIGHTS / "idcrafter_adapters" / "idcrafter_nano_identity.safetensors",
+}
 BATCH = 8
 # First seeds: of scenes, of the references, of the gallery's photos, and of the noise.
 SCENES, REFERENCES, PORTRAITS, NOISE = 110_000, 120_000, 9000, 130_000
@@ -120,8 +129,9 @@ class Row:
 class Bench:
     """The stack, its gallery of sealed identities and the clips."""
 
-    def __init__(self, clips: dict[int, int], steps: int = STEPS):
-        self.stack = stack = nano.Stack()
+    def __init__(self, clips: dict[int, int], steps: int = STEPS, bundle: str = BUNDLE):
+        self.bundle = bundle
+        self.stack = stack = nano.Stack(bundle)
         module = stack.pack.submodule
         self.world, self.crowd = module("idcrafter.nano.world"), module("idcrafter.nano.world.crowd")
         self.fps = module("idcrafter.nano.world.scene").FPS
@@ -164,14 +174,17 @@ class Bench:
         if name == TRUTH:
             return Row(name, None, None, {}, self._key(name, {}))
         control, name = name, CONTROLS.get(name, name)
-        kinds = {kind: folder / f"{name}.{kind}.safetensors" for kind in ("lora", "adapter")}
+        kinds = {kind: folder / f"{name}.{kind}.safetensors" for kind in SHIPPED}
+        if name == "full" and folder == ROWS_FOLDER:
+            kinds = SHIPPED
         found = {kind: path for kind, path in kinds.items() if path.is_file()}
         plain = name in ("none", "references")
         if plain == ("adapter" in found):
             problem = "has no adapter, remove" if plain else "needs an adapter, but there is no file"
             raise ValueError(f"The row '{name}' {problem} '{kinds['adapter']}'.")
         headers = {kind: self.files.read_header(path) for kind, path in found.items()}
-        facts = {"parameters": 0, "files": {path.name: _sha256(path) for path in found.values()}}
+        digests = {f"{name}.{kind}.safetensors": _sha256(path) for kind, path in found.items()}
+        facts = {"parameters": 0, "files": digests}
         for kind, header in headers.items():
             missing = [key for key in ("steps", "data", "seed") if key not in header.metadata]
             if missing:
@@ -201,7 +214,7 @@ class Bench:
     @cached_property
     def _bundle(self) -> str:
         """What the bundle says, which has the digests of all of its files."""
-        return _sha256(self.files.require("idcrafter_bundles", "nano.json"))
+        return _sha256(self.files.require("idcrafter_bundles", self.bundle))
 
     def batches(self, clips: Sequence[Clip]) -> Iterator[list[Clip]]:
         """Clips of one size whose prompts have one length, at most BATCH at a time."""

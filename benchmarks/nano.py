@@ -34,11 +34,11 @@ STEPS, CFG_TEXT, CFG_IMAGES = 20, 2.5, 2.0
 
 
 class Stack:
-    """The pack's own nodes on the nano bundle."""
+    """The pack's own nodes on a nano bundle."""
 
-    def __init__(self):
+    def __init__(self, bundle: str = "nano.json"):
         self.pack = inprocess.Pack()
-        self.model, self.clip, self.vae, self.analyzer = self.pack.execute("IDCrafterLoadBundle", bundle="nano.json")
+        self.model, self.clip, self.vae, self.analyzer = self.pack.execute("IDCrafterLoadBundle", bundle=bundle)
         self.sampler = self.pack.execute("KSamplerSelect", sampler_name="euler")[0]
         self.sigmas = self.pack.execute(
             "BasicScheduler", model=self.model, scheduler="simple", steps=STEPS, denoise=1.0

@@ -66,8 +66,14 @@ class Adapter:
 
         vae, to_model  of the video model, for an adapter that looks through it; `to_model` normalises a latent
         on_photo       called after each face, for progress and interruption
-        Raises ValueError for a cast without faces, or a recogniser or VAE that the adapter can't use.
+        Raises ValueError for a cast without faces or with more subjects than the adapter tells apart, or a recogniser
+        or VAE that the adapter can't use.
         """
+        if 0 < self.config.order < len(cast.subjects):
+            raise ValueError(
+                f"The cast has {len(cast.subjects)} subjects, and the adapter '{self.facts['file']}' was trained to "
+                f"count {self.config.order}; leave some out."
+            )
         features, owners = self.features(cast, vae, to_model, on_photo)
         comfy.model_management.load_models_gpu([self.patcher])
         extractor, device = self.patcher.model.local_facial_extractor, self.patcher.load_device

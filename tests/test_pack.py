@@ -149,8 +149,9 @@ def test_no_module_of_the_import_asks_for_a_heavy_one(loaded):
 def test_model_folders_are_added_to_and_not_overwritten(loaded):
     """The probe itself has checked that everything registered before is still there, first and unchanged."""
     added = loaded["added"]
-    with_nano = {"idcrafter_bundles", "insightface", "diffusion_models", "vae", "text_encoders"}
-    assert set(added) == with_nano | {"idcrafter_adapters", "idcrafter_rewards"}
+    core = {"diffusion_models", "vae", "text_encoders", "loras"}
+    with_nano = core | {"idcrafter_bundles", "insightface", "idcrafter_adapters", "idcrafter_rewards"}
+    assert set(added) == with_nano
     assert added["idcrafter_bundles"][1] == [".json"]
     weights = str(ROOT / "idcrafter" / "nano" / "weights")
     assert all(any(path.startswith(weights) for path in added[name][0]) for name in with_nano)

@@ -24,7 +24,7 @@ BACKBONES = ("wan", "cogvideox")
 # What looks at a face's crop: EVA02-CLIP-L/14 at 336 px, or the VAE of the video model.
 VISUALS = ("eva02-clip-l-336", "vae")
 # How the names of an adapter's tensors begin.
-PARTS = ("local_facial_extractor.", "perceiver_cross_attention.", "router.", "hierarchy.", "reference_gates")
+PARTS = ("local_facial_extractor.", "perceiver_cross_attention.", "router.", "hierarchy.", "reference_gates", "order")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class AdapterConfig:
                                      that the places of the video which the router gives to a subject and the tokens
                                      that show it have something in common by which attention finds the one from the
                                      other
+    order                            the most subjects that prompts may count ("the first", "the second"): each place
+                                     in the cast has an embedding, which is added to the subject's tokens. 0: the order
+                                     of the cast means nothing to the adapter, as in the published ones
     visual                           one of VISUALS, where the extractor's hidden maps come from
     crop                             side in px of the face's crop as a VAE gets it
     """
@@ -73,6 +76,7 @@ class AdapterConfig:
     context_width: int = 4096
     reference_heads: int = 0
     on_references: bool = False
+    order: int = 0
     visual: str = VISUALS[0]
     crop: int = 512
 
@@ -154,6 +158,7 @@ class IdentityAdapter(nn.Module):
         self.reference_gates = None
         if c.reference_heads:
             self.reference_gates = nn.Parameter(torch.empty(c.blocks, c.reference_heads, **factory))
+        self.order = nn.Parameter(torch.empty(c.order, c.token_width, **factory)) if c.order else None
 
     def identities(
         self,
@@ -170,6 +175,8 @@ class IdentityAdapter(nn.Module):
         context  [B, M, context_width], the prompt; context_keys [B, M] bool, which of it exists
         """
         present = (photos > 0).any(dim=2).to(tokens.dtype)
+        if self.order is not None:
+            tokens = tokens + self.order[: tokens.shape[1], None, None].to(tokens)
         if self.hierarchy is None:
             stages = [photo_mean(tokens, photos > 0)]
         else:
@@ -213,6 +220,8 @@ def initialise(adapter: IdentityAdapter, seed: int) -> None:
             parameter.fill_(1 / parameter.numel())
         elif leaf[-1] == "proj_out":
             draw(parameter, parameter.shape[0] ** -0.5)
+        elif leaf[-1] == "order":
+            draw(parameter, 1.0)
         elif leaf[-1] in ("latents", "null") or parameter.ndim > 1:
             draw(parameter, parameter.shape[-1] ** -0.5)
         else:  # the weight of a norm

@@ -1,6 +1,7 @@
 """``python -m idcrafter.nano``: trains, evaluates and installs the nano weights.
 
 train vae|text|recogniser|monitor|detector|dit|t2v|adapter|all [--dir DIR]   resumes where it stopped
+rl [--dir DIR] [--only RUN ...] [--groups N]   collects rollouts of the installed weights and trains LoRAs on them
 install [--dir DIR]   copies the results into idcrafter/nano/weights and writes the bundle and the card
 """
 
@@ -11,7 +12,7 @@ import logging
 from pathlib import Path
 
 from . import install
-from .recipes import adapter, dit, faces, text, vae
+from .recipes import adapter, dit, faces, rl, text, vae
 
 RECIPES = {
     "vae": vae.train,
@@ -33,8 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     train = commands.add_parser("train", help="train one part or all of them; resumes where it stopped")
     train.add_argument("part", choices=[*RECIPES, "all"])
     train.add_argument("--start", type=Path, help="for dit: an earlier DiT to go on from")
+    learn = commands.add_parser("rl", help="collect rollouts of the installed weights and train LoRAs on them")
+    learn.add_argument("--only", nargs="+", default=(), metavar="RUN", help="for example nft-0 (default: all runs)")
+    learn.add_argument("--groups", type=int, default=rl.GROUPS, help="to collect (default: %(default)s)")
     for command in (
         train,
+        learn,
         commands.add_parser("install", help="copy trained weights into the pack and write the bundle and the card"),
     ):
         command.add_argument(
@@ -49,6 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         install.install(arguments.dir)
         return
     arguments.dir.mkdir(parents=True, exist_ok=True)
+    if arguments.command == "rl":
+        logging.info("the LoRAs are in %s", rl.train(arguments.dir / "rl", arguments.only, arguments.groups))
+        return
     for name, recipe in RECIPES.items():
         if arguments.part in (name, "all"):
             options = {"start": arguments.start} if name == "dit" else {}

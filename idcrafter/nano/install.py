@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .recipes import data, dit, faces, vae
+from .recipes import adapter, data, dit, faces, vae
 from .world import plant_clip, render_photo, sample_identity
 from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
 
@@ -21,6 +21,11 @@ FILES = {
     "text_encoder": ("text_encoders", "idcrafter_nano_umt5.safetensors"),
     "vae": ("vae", "idcrafter_nano_vae.safetensors"),
 }
+# What adapters begin with: it has never seen a reference.
+TEXT_TO_VIDEO = ("diffusion_models", "idcrafter_nano_t2v.safetensors")
+# The row of the ablation that is for use, and where its two files go.
+ADAPTER_ROW, ADAPTER = "full", "idcrafter_nano_identity.safetensors"
+ADAPTER_FOLDERS = {"lora": "loras", "adapter": "idcrafter_adapters"}
 # The example cast of the workflows: validation identities that training never saw.
 EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False), "cy": (46, 2, True)}
 PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
@@ -59,7 +64,10 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "Data: identities are drawn from integers and split by hash into train (80 %), val (10 %) and sealed (10 %);",
         f"training saw train identities only. The DiT saw {dit.TRAIN_SHARDS * data.SHARD} clips. References are photos",
         "that are not from the clip. It went on from an earlier one, trained for 3,000 steps on up to three people who",
-        "keep their places (`train dit --start`).",
+        "keep their places (`train dit --start`). The text-to-video DiT has never seen a reference. For the last 400 of",
+        "its 2,800 steps it was told who is where; the recipe now tells it from the start. On it the identity adapter with",
+        f"its LoRA (`{ADAPTER}`) and the rows of the ablation were trained, each for {adapter.STEPS} steps of",
+        f"{adapter.BATCH} clips.",
         "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
@@ -104,17 +112,37 @@ def write_clip() -> None:
         container.mux(stream.encode(None))
 
 
+def _copy(path: Path, kind: str, name: str | None = None) -> str:
+    """Copies a file into a folder of the weights, under another name if one is given -> its digest."""
+    target = WEIGHTS / kind / (name or path.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    return _digest(target)
+
+
+def _write_bundle(file: str, name: str, about: str, entries: dict[str, dict]) -> None:
+    manifest = {
+        "format": "idcrafter-bundle",
+        "version": 1,
+        "name": name,
+        "description": f"Puppets at {WIDTH}x{HEIGHT}, {FRAMES} frames, 1-4 subjects; {about}.",
+        "licence": LICENCE,
+        "sampling": {"shift": dit.SHIFT},
+        **entries,
+    }
+    path = WEIGHTS / "bundles" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
 def install(folder: Path) -> None:
     """Copies what ``folder`` holds into ``weights`` and measures the parts on sealed identities."""
     entries: dict[str, dict] = {}
     for role, (kind, name) in FILES.items():
-        target = WEIGHTS / kind / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, target)
         entries[role] = {
             "folder": kind,
             "file": name,
-            "sha256": _digest(target),
+            "sha256": _copy(folder / name, kind),
             "licence": LICENCE,
             "download": REMAKE,
         }
@@ -133,18 +161,16 @@ def install(folder: Path) -> None:
         "licence": LICENCE,
         "download": REMAKE,
     }
-    manifest = {
-        "format": "idcrafter-bundle",
-        "version": 1,
-        "name": "IDCrafter nano",
-        "description": f"Puppets at {WIDTH}x{HEIGHT}, {FRAMES} frames, 1-4 subjects; runs on a CPU.",
-        "licence": LICENCE,
-        "sampling": {"shift": dit.SHIFT},
-        **entries,
-    }
-    bundle = WEIGHTS / "bundles" / "nano.json"
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    bundle.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    kind, name = TEXT_TO_VIDEO
+    base = {"model": {**entries["model"], "file": name, "sha256": _copy(folder / name, kind)}}
+    _write_bundle("nano.json", "IDCrafter nano", "runs on a CPU", entries)
+    _write_bundle("nano_t2v.json", "IDCrafter nano, text to video", "has never seen a reference", entries | base)
+    for path in sorted((folder / "rows").iterdir()):
+        row, kind, _ = path.name.split(".")
+        if row == ADAPTER_ROW:
+            _copy(path, ADAPTER_FOLDERS[kind], ADAPTER)
+        else:
+            _copy(path, "ablation")
     write_photos()
     write_clip()
     scores = {

@@ -114,6 +114,65 @@ def test_a_prompt_ends_no_turn_and_is_no_picture(lib, reading, vlm, pictures):
     assert torch.equal(evil.states, plain.states)
 
 
+def cast_of(pack, pictures):
+    subjects = pack.submodule("idcrafter.subjects.subject")
+    named = zip(("Ada", "Bo"), pictures, strict=True)
+    return subjects.make_cast([subjects.make_subject(name, "person", "", photo[None]) for name, photo in named])
+
+
+def test_a_cast_is_shown_as_relate_shows_it(pack, lib, reading, vlm, theirs, pictures):
+    cast = cast_of(pack, pictures)
+    parts = pack.submodule("idcrafter.relations.request").request_parts(cast, PROMPT)
+    assert sum(torch.is_tensor(part) for part in parts) == 2 and parts[0].startswith('NAME "Ada"')
+    found = lib.states_of_vlm(vlm, cast, PROMPT, reading(pictures="relate"))
+    assert torch.equal(found.states, theirs(parts)[1][-1])
+
+
+def test_states_in_spans(lib, reading, vlm, pictures):
+    one = lib.states_of_vlm(vlm, pictures, PROMPT, reading(-1, "{prompt}")).states
+    three = lib.states_of_vlm(vlm, pictures, PROMPT, reading(-1, "{prompt}", span=3)).states
+    own, before, earlier = three.chunk(3, dim=-1)
+    assert torch.equal(own, one) and torch.equal(before[:, 1:], one[:, :-1])
+    assert torch.equal(earlier[:, 2:], one[:, :-2])
+    assert not before[:, 0].any() and not earlier[:, :2].any()
+
+
+def test_names_of_the_users_change_nothing_where_the_aligner_has_its_own(pack, lib, reading, vlm, pictures):
+    subjects = pack.submodule("idcrafter.subjects.subject")
+    photos = [photo[None] for photo in pictures]
+
+    def states(called, prompt, **how):
+        people = zip(called, photos, strict=True)
+        cast = subjects.make_cast([subjects.make_subject(name, "person", "", photo) for name, photo in people])
+        return lib.states_of_vlm(vlm, cast, prompt, reading(pictures="relate", **how)).states
+
+    own = states(("Ada", "Bo"), "Ada hugs Bo.")
+    named = {"names": ("Ada", "Bo", "Cy")}
+    assert torch.equal(states(("Bo", "Ada"), "Bo hugs Ada.", **named), own)
+    assert torch.equal(states(("Eva", "subject 2"), "Eva hugs subject 2.", **named), own)
+    assert not torch.equal(states(("Eva", "Bo"), "Eva hugs Bo."), own)
+    few = states(("Eva", "Bo"), "Eva hugs Bo.", names=("Ada",))
+    assert torch.equal(few, states(("Eva", "Bo"), "Eva hugs Bo."))
+
+
+def test_an_answer_is_written_and_read(pack, lib, reading, vlm, pictures):
+    """Its states follow those of the request, which no answer changes."""
+    cast, asked = cast_of(pack, pictures), reading(pictures="relate", answer=5)
+    parts = pack.submodule("idcrafter.relations.request").request_parts(cast, PROMPT)
+    alone = lib.states_of_vlm(vlm, cast, PROMPT, reading(pictures="relate")).states
+    own = vlm.generate(parts, 5)
+    found = lib.states_of_vlm(vlm, cast, PROMPT, asked)
+    assert torch.equal(found.states, lib.states_of_vlm(vlm, cast, PROMPT, asked, own).states)
+    given = lib.states_of_vlm(vlm, cast, PROMPT, asked, '{"subjects": []} <|im_end|>')
+    plain = lib.states_of_vlm(vlm, cast, PROMPT, asked, '{"subjects": []}  ')
+    assert torch.equal(given.states, plain.states) and given.keys.all()
+    length = alone.shape[1]
+    assert given.states.shape[1] > length + 2
+    torch.testing.assert_close(given.states[:, :length], alone, **CLOSE)
+    # Without an answer in the reading, a given one is not read.
+    assert torch.equal(lib.states_of_vlm(vlm, cast, PROMPT, reading(pictures="relate"), own).states, alone)
+
+
 @pytest.mark.parametrize("layer", [4, -4, 99])
 def test_a_layer_that_is_not_there(lib, reading, vlm, pictures, layer):
     layers = vlm.model.config.get("text_config", vlm.model.config)["num_hidden_layers"]
@@ -172,6 +231,16 @@ def test_a_clip_that_drops_the_pictures_is_refused(lib, reading, core, pictures,
     monkeypatch.setattr(clip, "tokenize", lambda text, images: tokenize(text, video=images))
     with pytest.raises(ValueError, match=f"'{kind}' took 0 of 2 photos"):
         lib.states_of_clip(clip, pictures, PROMPT, reading())
+
+
+def test_a_clip_sees_a_cast_and_writes_no_answer(pack, lib, reading, core, pictures):
+    kind, clip, _ = core
+    cast = cast_of(pack, fitting(kind, pictures))
+    found = lib.states_of_clip(clip, cast, PROMPT, reading(2, pictures="relate"))
+    bare = lib.states_of_clip(clip, fitting(kind, pictures), PROMPT, reading(2))
+    assert found.states.shape[1] > bare.states.shape[1]
+    with pytest.raises(ValueError, match="reads an answer that the VLM writes first; connect a model from Load VLM"):
+        lib.states_of_clip(clip, cast, PROMPT, reading(2, pictures="relate", answer=9))
 
 
 def test_a_clip_without_eyes_is_refused(pack, lib, reading, tiny_files, pictures):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -107,9 +108,28 @@ def test_stages_of_the_hierarchy_serve_the_blocks_in_order():
     assert not torch.allclose(plain[2].keys, identities[2].keys)
 
 
+@pytest.mark.parametrize("order", [0, 3])
+def test_only_an_adapter_that_counts_knows_who_is_first(order):
+    adapter = IdentityAdapter(replace(TINY, order=order), nn)
+    initialise(adapter, 3)
+    for each in adapter.router:
+        nn.init.normal_(each.to_kv.weight)
+    tokens, context = torch.randn(1, 2, 1, 4, 12), torch.randn(1, 7, 10)
+    photos = torch.ones(1, 2, 1)
+    for here, there in zip(
+        adapter.identities(tokens, photos, context), adapter.identities(tokens.flip(1), photos, context), strict=True
+    ):
+        for kind in ("keys", "values"):
+            same = torch.allclose(getattr(here, kind), getattr(there, kind).flip(1), atol=1e-5)
+            assert same == (order == 0), kind
+        assert torch.allclose(here.router[:, :2], there.router[:, :2].flip(1), atol=1e-5) == (order == 0)
+    twins = adapter.identities(tokens[:, :1].expand(-1, 2, -1, -1, -1), photos, context)[0]
+    assert torch.allclose(twins.keys[:, 0], twins.keys[:, 1], atol=1e-5) == (order == 0)
+
+
 def test_every_parameter_learns():
     """After one step away from the zeros, a gradient reaches each tensor."""
-    adapter = IdentityAdapter(TINY, nn)
+    adapter = IdentityAdapter(replace(TINY, order=2), nn)
     initialise(adapter, 2)
     for name, parameter in adapter.named_parameters():
         if not parameter.any() and not name.endswith("bias"):

@@ -66,7 +66,7 @@ def test_shards_are_encoded_once_and_serve_training(tmp_path, monkeypatch):
     assert rows["faces"].shape == (6, text.MAX_SUBJECTS, data.PHOTOS, 512)
     assert rows["crops"].shape == (6, text.MAX_SUBJECTS, data.PHOTOS, (data.CROP // 8) ** 2, 16)
     assert rows["tokens"].shape == (6, data.CAPTIONS, text.LENGTH)
-    specs = [spec for index in range(2) for spec, _ in data._specs("val", index)]
+    specs = [spec for index in range(2) for spec, _ in data.specs("val", index)]
     assert rows["counts"].tolist() == [len(spec.identities) for spec in specs]
     for row, spec in zip(rows["owners"], specs, strict=True):
         render = render_crowd if isinstance(spec, CrowdSpec) else world.render_clip

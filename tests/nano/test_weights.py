@@ -10,7 +10,7 @@ import torch
 from idcrafter.nano import install, world
 from idcrafter.nano.recipes import text
 
-SHARE_OF_MEGABYTES = 40
+SHARE_OF_MEGABYTES = 72
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Load Adapter, Inject Identity and Router Maps as a user wires them."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,12 @@ def test_people_reach_the_video(pack, injected, model):
     assert photos[0].sum(dim=1).tolist() == [2, 1, 0, 1] and tokens.shape == (1, 4, 2, 4, 24)
     assert torch.equal(out[2][0][1]["model_conds"][key].cond[1], photos)
     assert not out[3][0][1]["model_conds"][key].cond[1].any()
+
+
+def test_more_people_than_the_adapter_counts_are_refused(injected, adapter, monkeypatch):
+    monkeypatch.setattr(adapter.patcher.model, "config", replace(adapter.config, order=3))
+    with pytest.raises(ValueError, match="has 4 subjects, and the adapter 'tiny.safetensors' was trained to count 3"):
+        injected()
 
 
 def test_strength_0_is_the_model_itself(injected, model):

@@ -19,13 +19,20 @@ GRAPHS = {
     "quickstart": {"mp4", "json", "png"},
     "best_of_eight": {"mp4", "json", "png"},
     "score_a_video": {"json", "csv", "png"},
+    "identity_injection": {"mp4", "json", "png"},
+    "collect_rollouts": {"mp4", "png"},
+    "train_lora": {"png"},
 }
+# What has to be run before a graph.
+BEFORE = {"train_lora": "collect_rollouts"}
 RENDERERS = {"canvas": False, "nodes2": True}
 
 
 @pytest.fixture(params=GRAPHS, scope="module")
-def drawn(request):
+def drawn(request, comfyui_server):
     """The UI file of a graph, as data."""
+    if before := BEFORE.get(request.param):
+        comfyui_server.client.run(json.loads((WORKFLOWS / "api" / f"{before}.json").read_text("utf-8")))
     return {"name": request.param, **json.loads((WORKFLOWS / f"{request.param}.json").read_text("utf-8"))}
 
 

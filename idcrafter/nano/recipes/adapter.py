@@ -45,6 +45,7 @@ FULL = AdapterConfig(
     hierarchy=2,
     hierarchy_heads=4,
     on_references=True,
+    order=text.MAX_SUBJECTS,
     context_width=text.CONFIG["d_model"],
     visual="vae",
     crop=data.CROP,
@@ -58,7 +59,7 @@ ROWS = {
     "full_without_router_loss": (FULL, False),
 }
 RANK = 16
-STEPS, BATCH, RATE = 800, 24, 2.5e-3
+STEPS, BATCH, RATE = 500, 16, 2.5e-3
 ROUTER_WEIGHT = 0.2
 DROP_TEXT, DROP_PEOPLE, SECOND_PHOTO = 0.1, 0.1, 0.3
 
@@ -85,10 +86,9 @@ class Clips:
         order = torch.stack([photo, (photo + 1) % data.PHOTOS], dim=2)
         clip, subject, move = index[:, None], torch.arange(count)[None], device()
         width = data.width_of(count) // 8
-        tokens = self.rows["tokens"][index, torch.from_numpy(rng.integers(0, data.CAPTIONS, size))].long().to(move)
+        which = torch.from_numpy(rng.integers(0, self.rows["tokens"].shape[1], size))
         second = torch.from_numpy(rng.uniform(size=(size, count)) < SECOND_PHOTO)
-        with torch.no_grad():
-            context = text.encode(self.encoder, tokens)
+        context = self.read(index, which)
         people = clip[..., None], subject[..., None], order
         batch = AdapterBatch(
             clean=self.rows["latents"][index][..., :width].float().to(move),
@@ -108,6 +108,11 @@ class Clips:
         )
         lost = [torch.from_numpy(rng.uniform(size=size) < share).to(move) for share in (DROP_TEXT, DROP_PEOPLE)]
         return batch.without(*lost, self.empty)
+
+    def read(self, index: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """What the DiT reads of these clips, the tokens of a caption of each: [B, M, D]."""
+        with torch.no_grad():
+            return text.encode(self.encoder, self.rows["tokens"][index, which].long().to(device()))
 
 
 def load_model(path: Path):
@@ -157,12 +162,12 @@ def train_row(folder: Path, name: str, seed: int = 51, steps: int = STEPS) -> Pa
         f"adapter-{name}",
         steps,
         RATE,
-        warmup=50,
+        warmup=30,
         final=0.02,
         decay_from=0.4,
         ema=0.99,
         keep_float32=("lora_",),
-        adam=("lora_", "latents", "null", "id_merge"),
+        adam=("lora_", "latents", "null", "id_merge", "order"),
         facts={"row": name, "rank": str(RANK), "config": "" if config is None else config.dumps()},
     )
 

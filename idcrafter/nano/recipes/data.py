@@ -114,7 +114,7 @@ def _head_weights(clip: Clip | CrowdClip) -> torch.Tensor:
     return torch.from_numpy(weights)
 
 
-def _specs(split: str, index: int) -> list[tuple[ClipSpec | CrowdSpec, list[int]]]:
+def specs(split: str, index: int) -> list[tuple[ClipSpec | CrowdSpec, list[int]]]:
     """The clips of a shard and the seeds of their subjects' photos, ``PHOTOS`` a subject."""
     rng = np.random.default_rng((32, index, len(split)))
     numbers = numbers_of_split(split, index * SHARD * 30)
@@ -136,7 +136,7 @@ def _encode_shard(model, tokenizer, recogniser: Recogniser, split: str, index: i
 
     normalise = Wan21().process_in
     latents, references, weights, owners, counts, tokens, faces, crops = [], [], [], [], [], [], [], []
-    for spec, photo_seeds in _specs(split, index):
+    for spec, photo_seeds in specs(split, index):
         count = len(spec.identities)
         width = width_of(count)
         clip = render_crowd(spec) if isinstance(spec, CrowdSpec) else render_clip(spec)

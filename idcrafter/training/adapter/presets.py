@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...modules.identity_adapter import AdapterConfig
 
 # Faces are looked at through the VAE: a crop of 8 n px gives n x n places.
-_COMMON = {"scales": 1, "visual": "vae", "router": True, "null": True, "hierarchy": 2}
+_COMMON = {"scales": 1, "visual": "vae", "router": True, "null": True, "hierarchy": 2, "order": 8}
 PRESETS = {
     "nano": {
         "every": 1, "extractor_width": 128, "extractor_depth": 2, "extractor_heads": 4, "extractor_head_width": 32,
@@ -61,4 +61,5 @@ def adapter_config(
         visual_width=visual_width,
         context_width=context_width,
         reference_heads=dit.num_heads if gates else 0,
+        on_references=not is_cog,
     )
