@@ -3,7 +3,7 @@
 Keys of the result:
 
     flops_overhead  what the adapter adds to a step of Wan 1.3B at 832x480 and 81 frames, as a share of the step
-    step_ratio      of the nano model: a step with its adapter over a step without; null without one
+    step_ratio      of the nano model: a step with its adapter over a step without
     flops           every model: `step_tflop` of the model alone, `adapter_tflop` a step, `adapter_once_tflop` in the
                     first step of a run, `flops_overhead`, and the adapter's `parameters`. Counted operation by
                     operation on the meta device in core's own networks at their real size, one row of a batch,
@@ -15,8 +15,7 @@ Keys of the result:
                     device in bfloat16, with attention that needs only its result
     nano            the nano model with its own adapter, through the nodes, three branches of guidance: median `seconds`
                     and `seconds_without` of a step, the median `step_ratio` of runs made alternately, `once_seconds`
-                    that the first step takes more than the others, and peak memory; null while no adapter of this name
-                    is among the nano weights or in ComfyUI's models
+                    that the first step takes more than the others, and peak memory
     cpu             a random Wan of the 1.3B model's width, 2 of its 30 blocks and a quarter of its tokens: the same,
                     beside `flops_overhead` as counted for just this shape. Tokens cost less the fewer there are, and
                     the adapter does not: at the whole video its share is smaller
@@ -47,7 +46,8 @@ from support import full_size, inprocess
 from support.full_size import COGVIDEOX_5B, WAN_1_3B, WAN_14B
 from support.storage import PeakStorage
 
-NANO_ADAPTER = "idcrafter_nano_adapter.safetensors"
+# The adapter and its LoRA.
+NANO_ADAPTER = "idcrafter_nano_identity.safetensors"
 NANO_STEPS = 5
 # Of the 21 x 60 x 104 of the whole video.
 QUARTER = (16, 21, 30, 52)
@@ -109,14 +109,11 @@ def summary(pairs: list[tuple[float, float]]) -> dict:
     }
 
 
-def measure_nano(rounds: int) -> dict | None:
-    """Runs of the sampler with and without the adapter, alternately; None when there is none."""
-    import folder_paths
-
-    if folder_paths.get_full_path("idcrafter_adapters", NANO_ADAPTER) is None:
-        return None
-    stack = nano.Stack()
+def measure_nano(rounds: int) -> dict:
+    """Runs of the sampler with and without the adapter, alternately; both have its LoRA."""
+    stack = nano.Stack("nano_t2v.json")
     pack = stack.pack
+    model = pack.execute("IDCrafterLoadLoRA", model=stack.model, lora_name=NANO_ADAPTER)[0]
     guiders = pack.submodule("idcrafter.sampling.guiders")
     world = pack.submodule("idcrafter.nano.world")
     scene = pack.submodule("idcrafter.nano.world.scene")
@@ -131,9 +128,9 @@ def measure_nano(rounds: int) -> dict | None:
     conditionings = {name: shot[name] for name in ("positive", "negative_text", "negative_images")}
     adapter = pack.execute("IDCrafterLoadAdapter", adapter_name=NANO_ADAPTER)[0]
     with_people = pack.execute(
-        "IDCrafterInjectIdentity", model=stack.model, adapter=adapter, cast=cast, vae=stack.vae, **conditionings
+        "IDCrafterInjectIdentity", model=model, adapter=adapter, cast=cast, vae=stack.vae, **conditionings
     )
-    both = ((with_people[0], dict(zip(conditionings, with_people[1:4], strict=True))), (stack.model, conditionings))
+    both = ((with_people[0], dict(zip(conditionings, with_people[1:4], strict=True))), (model, conditionings))
     latent = shot["latent_image"]["samples"]
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
 
@@ -241,18 +238,16 @@ def main() -> None:
         inprocess.configure(Path(folder))
         with torch.inference_mode():
             pack = inprocess.Pack()
-            flops = measure_flops(pack)
+            flops, small = measure_flops(pack), measure_nano(8 if arguments.quick else 40)
             result = {
                 "flops_overhead": flops[0]["flops_overhead"],
-                "step_ratio": None,
+                "step_ratio": small["step_ratio"],
                 "flops": flops,
                 "memory": measure_memory(pack),
-                "nano": measure_nano(8 if arguments.quick else 40),
+                "nano": small,
                 "cpu": None if arguments.quick else measure_cpu(pack, 4),
                 "gpu": measure_gpu(pack, 3 if arguments.quick else 7),
             }
-    if result["nano"]:
-        result["step_ratio"] = result["nano"]["step_ratio"]
     result["seconds"] = round(time.time() - started, 1)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
