@@ -190,7 +190,8 @@ def test_auraface_that_is_no_recogniser(faces, files, folder, tmp_path):
 
 def test_what_a_graph_can_choose(pack, folder):
     catalogue = pack.submodule("model_loaders.faces_catalogue")
-    assert catalogue.detectors() == ["buffalo_l", "antelopev2", "idcrafter_nano", "yunet", "mine"]
+    known = ["buffalo_l", "antelopev2", "idcrafter_nano", "idcrafter_nano_monitor", "yunet"]
+    assert catalogue.detectors() == [*known, "mine"]
 
 
 def test_the_fingerprint_follows_the_files(pack, folder):

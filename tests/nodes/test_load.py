@@ -85,7 +85,7 @@ def test_a_fall_to_the_cpu_is_shown_on_the_node(pack, monkeypatch):
 
 def test_the_face_analyzers_choices(pack):
     detector, recogniser, provider = pack.nodes["IDCrafterLoadFaceAnalyzer"].define_schema().inputs
-    assert detector.options[:4] == ["buffalo_l", "antelopev2", "idcrafter_nano", "yunet"]
+    assert detector.options[:5] == ["buffalo_l", "antelopev2", "idcrafter_nano", "idcrafter_nano_monitor", "yunet"]
     assert recogniser.options == ["auto", "auraface", "sface", "curricularface"]
     assert provider.options == ["auto", "cuda", "cpu"]
 

@@ -30,7 +30,7 @@ def collect(pack, stack, shot, folder, policy="a" * 32, cast=None, seed=5, keep=
     record = lib["rollouts.record"]
     samples = [
         record.Sample(
-            take.seed, take.samples[0].clone(), {"identity": i / 3, "motion": 1 - i / 4}, i / 3, policy, 1.0,
+            take.seed, take.samples[0].clone(), {"identity": i / 3, "motion": (1 - i / 4) ** 2}, i / 3, policy, 1.0,
             {name: tensor.clone() for name, tensor in take.sde.tensors().items() if name != "mean"},
             take.sde.settings(),
         )
