@@ -20,6 +20,7 @@ if sys.version_info < (3, 10):
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
@@ -131,8 +132,11 @@ def demo(environment: Environment, options, _extra) -> int:
 
 def test(environment: Environment, _options, extra) -> int:
     code = run_in(environment, "-m", "ruff", "check", str(ROOT))
+    # Whole files to each process, because fixtures of a module (models, servers) are dear. Other environments need not
+    # have the plugin.
+    shares = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile") if environment.pinned else ()
     # pytest last: its closing line is the summary that people and machines read
-    return run_in(environment, "-m", "pytest", *extra) or code
+    return run_in(environment, "-m", "pytest", *shares, *extra) or code
 
 
 def bench(environment: Environment, options, _extra) -> int:

@@ -1,11 +1,16 @@
 """Fixtures: a real ComfyUI server with this pack, a client for it, and the pack in this process."""
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# Processes that share the cores, and the servers that they start; read when torch is imported.
+_SHARES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _SHARES)))
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:

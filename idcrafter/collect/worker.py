@@ -8,6 +8,7 @@ import importlib
 import itertools
 import logging
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -187,6 +188,10 @@ class Worker:
         try:
             yield
         except (OSError, ValueError, HTTPException) as error:
+            if self.server is not None and self.server.process is not None:
+                # A process that is killed closes its sockets before it has ended.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.server.process.wait(2)
             self._check()
             raise WorkerLost(f"ComfyUI of {self.name} does not answer ({error})") from error
 

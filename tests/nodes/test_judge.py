@@ -1,6 +1,5 @@
 """IDCrafterLoadJudge, and the judge as a reward: whole graphs, validated and run by ComfyUI's own executor."""
 
-import asyncio
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from idcrafter.sampling.takes import Take, Takes
 from support import tiny_judge
 from support.clips import painted_cast, painted_clip
+from support.inprocess import wait_for
 
 CAST = painted_cast(similarities=((1.0, 0.8), (0.9,)))
 CLIPS = [painted_clip([[(0, value, 0), (1, 0.6, 2)]] * 6) for value in (0.5, 0.8)]
@@ -64,10 +64,10 @@ def run(pack, root, monkeypatch):
     arguments = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
 
     def run(graph):
-        good, error, outputs, errors = asyncio.run(execution.validate_prompt("p", graph, None))
+        good, error, outputs, errors = wait_for(execution.validate_prompt("p", graph, None))
         assert good, (error, errors)
         executor = execution.PromptExecutor(server, execution.CacheType.CLASSIC, arguments)
-        executor.execute(graph, "p", {}, outputs)
+        wait_for(executor.execute_async(graph, "p", {}, outputs))
         if not executor.success:
             raise RuntimeError(executor.status_messages[-1][1]["exception_message"])
         return executor.history_result["outputs"]

@@ -47,7 +47,7 @@ class Result(tuple):
     ui = None
 
 
-def _wait_for(coroutine):
+def wait_for(coroutine):
     """Its result; in a thread of its own, because playwright has an event loop running in the tests' thread."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
@@ -69,7 +69,7 @@ class Pack:
             self.module = importlib.util.module_from_spec(spec)
             sys.modules[name] = self.module
             spec.loader.exec_module(self.module)
-        self.nodes = {node.GET_SCHEMA().node_id: node for node in _wait_for(self._node_list())}
+        self.nodes = {node.GET_SCHEMA().node_id: node for node in wait_for(self._node_list())}
         self._core = None
 
     async def _node_list(self) -> list:
@@ -90,7 +90,7 @@ class Pack:
         if self._core is None:
             import nodes
 
-            _wait_for(nodes.init_builtin_extra_nodes())
+            wait_for(nodes.init_builtin_extra_nodes())
             self._core = nodes.NODE_CLASS_MAPPINGS
         return self._core[node_id]
 
@@ -113,7 +113,7 @@ class Pack:
         values = {io.Hidden[key]: value for key, value in (hidden or {}).items()}
         output = node.PREPARE_CLASS_CLONE({"hidden_inputs": values}).EXECUTE_NORMALIZED(**inputs)
         if asyncio.iscoroutine(output):
-            output = asyncio.run(output)
+            output = wait_for(output)
         result = Result(output.args)
         result.ui = output.ui if output.ui is None or isinstance(output.ui, dict) else output.ui.as_dict()
         return result
