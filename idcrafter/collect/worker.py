@@ -8,7 +8,6 @@ import importlib
 import itertools
 import logging
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -188,11 +187,9 @@ class Worker:
         try:
             yield
         except (OSError, ValueError, HTTPException) as error:
-            if self.server is not None and self.server.process is not None:
-                # A process that is killed closes its sockets before it has ended.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.server.process.wait(2)
-            self._check()
+            for _ in range(20):  # a process that is killed closes its sockets before it has ended
+                self._check()
+                time.sleep(0.1)
             raise WorkerLost(f"ComfyUI of {self.name} does not answer ({error})") from error
 
     def _own_folder(self) -> Path:
