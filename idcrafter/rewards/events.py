@@ -108,10 +108,10 @@ def find_swaps(followed: Following) -> list[Event]:
     swaps = []
     while changes:
         start = changes[0][0]
-        becomes: dict[int, tuple[int, tuple[int, int, int]]] = {}
+        becomes: dict[int, tuple[int, tuple[int, int, int, int]]] = {}
         for change in changes:
-            if change[0] <= start + _SWAP_WINDOW and change[1] not in becomes:
-                becomes[change[1]] = (change[2], change)
+            if change[0] <= start + _SWAP_WINDOW and change[2] not in becomes:
+                becomes[change[2]] = (change[3], change)
         used = {changes[0]}
         for cycle in _cycles({a: b for a, (b, _) in becomes.items()}):
             moment = max(becomes[a][1][0] for a in cycle)
@@ -121,8 +121,10 @@ def find_swaps(followed: Following) -> list[Event]:
     return swaps
 
 
-def _changes(followed: Following) -> list[tuple[int, int, int]]:
-    """(frame, from, to) wherever a track turns from one subject into another without a chance of mistaken tracks."""
+def _changes(followed: Following) -> list[tuple[int, int, int, int]]:
+    """(frame, track, from, to) wherever a track turns from one subject into another without a chance of mistaken
+    tracks. The track comes before the subjects, so that the order of these changes nothing where several turn at once.
+    """
     changes = []
     for number, track in enumerate(followed.tracks):
         own = [s for s in followed.stretches if s.track == number]
@@ -134,7 +136,7 @@ def _changes(followed: Following) -> list[tuple[int, int, int]]:
             if after.start - before.stop <= _SWAP_WINDOW and not any(
                 track.contested[max(before.stop - 1, 0) : after.start + 2]
             ):
-                changes.append((track.frames[after.start], before.looks, after.looks))
+                changes.append((track.frames[after.start], number, before.looks, after.looks))
     return changes
 
 
