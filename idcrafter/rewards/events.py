@@ -108,15 +108,15 @@ def find_swaps(followed: Following) -> list[Event]:
     swaps = []
     while changes:
         start = changes[0][0]
-        becomes: dict[int, tuple[int, tuple[int, int, int, int]]] = {}
+        first: dict[int, tuple[int, int, int, int]] = {}
         for change in changes:
-            if change[0] <= start + _SWAP_WINDOW and change[2] not in becomes:
-                becomes[change[2]] = (change[3], change)
+            if change[0] <= start + _SWAP_WINDOW:
+                first.setdefault(change[2], change)
         used = {changes[0]}
-        for cycle in _cycles({a: b for a, (b, _) in becomes.items()}):
-            moment = max(becomes[a][1][0] for a in cycle)
+        for cycle in _cycles({a: change[3] for a, change in first.items()}):
+            moment = max(first[a][0] for a in cycle)
             swaps.append(Event("swapped", cycle, moment, moment))
-            used |= {becomes[a][1] for a in cycle}
+            used |= {first[a] for a in cycle}
         changes = [change for change in changes if change not in used]
     return swaps
 
