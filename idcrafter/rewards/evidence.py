@@ -198,7 +198,7 @@ def gather_evidence(
     indices = check_indices(indices, source.length)
     means = None if monitor is None else _monitor_means(cast, scored, monitor)
     faces: list[tuple[DetectedFace, ...]] = []
-    watched: list[np.ndarray] = []
+    watched: list[list[DetectedFace]] = []
     first, change = None, 0.0
     for chunk in read_chunks(source, indices):
         blocks = block_means(chunk)
@@ -207,7 +207,7 @@ def gather_evidence(
         seen = analyzer.analyze_frames(chunk, on_frame)
         faces += [tuple(each) for each in seen]
         if monitor is not None:
-            watched += [_embeddings(each) for each in monitor.embed(chunk, seen)]
+            watched += monitor.embed(chunk, seen)
         del chunk  # before the next one is read
     who = np.stack([cast.faces.subjects[i].mean for i in scored])
     times = [index / source.fps for index in indices] if source.fps else None
@@ -274,10 +274,6 @@ def block_means(frames: torch.Tensor) -> np.ndarray:
     return lines.reshape(count, rows, columns, side, channels).sum(3) / side**2
 
 
-def _embeddings(faces: Sequence[DetectedFace]) -> np.ndarray:
-    return np.array([face.embedding for face in faces], np.float32).reshape(len(faces), -1)
-
-
 def _monitor_means(cast: Cast, scored: Sequence[int], monitor: FaceAnalyzer) -> np.ndarray:
     """[S, D] the subjects' mean embeddings by the monitor, from the faces that the cast's analyzer found."""
     means = []
@@ -293,10 +289,13 @@ def _monitor_means(cast: Cast, scored: Sequence[int], monitor: FaceAnalyzer) -> 
     return np.stack(means).astype(np.float32)
 
 
-def _watched_similarity(result: identity.ClipIdentity, watched: list[np.ndarray], means: np.ndarray) -> np.ndarray:
+def _watched_similarity(
+    result: identity.ClipIdentity, watched: Sequence[Sequence[DetectedFace]], means: np.ndarray
+) -> np.ndarray:
     """[T, S] the monitor's cosines of the faces that the identity score has assigned."""
     similarity = np.full(result.similarity.shape, np.nan)
     for t, face_of in enumerate(result.assigned):
         for subject in np.flatnonzero(face_of >= 0):
-            similarity[t, subject] = similarities(means[subject][None], watched[t][face_of[subject]][None])[0, 0]
+            face = watched[t][face_of[subject]]
+            similarity[t, subject] = similarities(means[subject][None], face.embedding[None])[0, 0]
     return similarity

@@ -312,6 +312,12 @@ def test_the_monitor_only_watches():
     assert clip_record(watched)["subjects"]["S1"]["monitor_seen"] == pytest.approx(0.6, abs=1e-5)
 
 
+def test_the_monitor_has_nothing_to_say_of_a_frame_without_faces():
+    clip = painted_clip([[(0, 0.8, 0)], []] * 2)
+    watched = gather_evidence(TensorFrames(clip), range(4), painted_cast(), monitor=PaintedFaceAnalyzer()).monitor
+    assert np.isfinite(watched[[0, 2], 0]).all() and np.isnan(watched[[1, 3]]).all()
+
+
 def test_a_clip_keeps_its_size_across_the_parts_that_are_read(monkeypatch):
     class Growing(TensorFrames):
         def read(self, indices):
