@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from . import files
 from .faces_parts import PROVIDERS, Detection, PartFacts
+from .onnx_module import OnnxModule
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,11 @@ class ArcFaceRecogniser:
         return np.concatenate(
             [model.session.run(model.output_names, {model.input_name: batch})[0] for batch in batches]
         )
+
+    def with_gradient(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        device = torch.device("cuda" if self.facts.provider == "cuda" else "cpu")
+        model, module = self._model, OnnxModule(Path(self._model.model_file)).to(device)
+        return lambda crops: module((crops * 255 - model.input_mean) / model.input_std)
 
 
 def load_pack(

@@ -7,11 +7,13 @@ Layouts as in opencv/opencv, modules/objdetect/src/face_detect.cpp and face_reco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import files
 from .faces_onnx import impostor
@@ -64,6 +66,9 @@ class SFaceRecogniser:
     def embed(self, crops: list[np.ndarray]) -> np.ndarray:
         # OpenCV may hand out the same memory again with the next crop.
         return np.concatenate([self._model.feature(crop).copy() for crop in crops])
+
+    def with_gradient(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        raise ValueError("SFace runs in OpenCV, which has no gradients; choose a recogniser of ArcFace's kind.")
 
 
 def load_yunet(path: Path, licence: str) -> YuNetDetector:

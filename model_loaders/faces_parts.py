@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 PROVIDERS = ("auto", "cuda", "cpu")
 
@@ -56,3 +58,8 @@ class FaceRecogniser(Protocol):
 
     def embed(self, crops: list[np.ndarray]) -> np.ndarray:
         """Embeddings [N, D] of any length for crops [crop_size, crop_size, 3] uint8 BGR."""
+
+    def with_gradient(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`embed` with a gradient: crops [N, 3, crop_size, crop_size] RGB in 0..1, on the device where the function has
+        its weights -> [N, D]. Raises ValueError where there is none.
+        """

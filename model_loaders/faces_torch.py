@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import comfy.ops
 import comfy.utils
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ..idcrafter.modules.curricularface import CROP, CurricularFace, layout
+from ..idcrafter.training.kernels import freeze
 from . import files
 from .faces_parts import PartFacts
 
@@ -34,6 +37,17 @@ class CurricularFaceRecogniser:
         pixels = torch.from_numpy(small).flip(-1).movedim(-1, 1).to(self._patcher.load_device, torch.float32)
         with torch.inference_mode():
             return self._patcher.model(pixels / 127.5 - 1).float().cpu().numpy()
+
+    def with_gradient(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        comfy.model_management.load_models_gpu([self._patcher])
+        freeze(self._patcher.model)
+
+        def embed(crops: torch.Tensor) -> torch.Tensor:
+            # By halves OpenCV's resize is the mean of four pixels too.
+            small = functional.avg_pool2d(crops, 2)
+            return self._patcher.model(small * 2 - 1).float()
+
+        return embed
 
 
 def load_curricularface(path: Path, provider: str, licence: str) -> CurricularFaceRecogniser:

@@ -87,7 +87,8 @@ class TrainFromRollouts(io.ComfyNode):
                     default=_DEFAULTS.method,
                     tooltip="nft (DiffusionNFT), crd, dpo and rwr, which changes least, take any "
                     "rollouts. The grpo family and identity_grpo need takes of SDE Sampler with record on, and twice "
-                    "the time for guided models.",
+                    "the time for guided models. ipro makes new takes of the same casts and prompts, and needs vae, "
+                    "faces and much memory.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -128,7 +129,7 @@ class TrainFromRollouts(io.ComfyNode):
                     tooltip="On: go on where the training of this name stopped; other settings than then are refused. "
                     "Off: begin anew.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Of the model; decodes the videos of validate_every."),
+                io.Vae.Input("vae", optional=True, tooltip="Of the model; decodes the videos of validate_every, and what ipro looks at."),
                 FaceAnalyzerType.Input(
                     "monitor",
                     optional=True,
@@ -138,7 +139,8 @@ class TrainFromRollouts(io.ComfyNode):
                 CastType.Input(
                     "cast",
                     optional=True,
-                    tooltip="The cast of the takes, for the monitor, where the rollouts were kept without photos.",
+                    tooltip="The cast of the takes, for the monitor and ipro, where the rollouts were kept without "
+                    "photos.",
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -210,6 +212,12 @@ class TrainFromRollouts(io.ComfyNode):
                     tooltip="Looks of the monitor without a new best that end the training; 0 = it never ends early. "
                     "The best weights are the ones that are kept.",
                 ),
+                FaceAnalyzerType.Input(
+                    "faces",
+                    optional=True,
+                    tooltip="For ipro: by which the takes' faces become more like the photos. Its recogniser must be "
+                    "an ArcFace or CurricularFace.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For core's Load LoRA Model, at once."),
@@ -251,6 +259,7 @@ class TrainFromRollouts(io.ComfyNode):
         checkpoint="2",
         shots=4,
         patience=3,
+        faces=None,
     ) -> io.NodeOutput:
         # Not needed to show the node.
         from ..idcrafter.training.curves import draw_curves
@@ -287,6 +296,7 @@ class TrainFromRollouts(io.ComfyNode):
             rank,
             checkpoint=int(checkpoint),
             looks=Looks(validate_every, shots, patience, vae, monitor, cast),
+            faces=faces,
             given={"positive": positive, "negative_text": negative_text, "negative_images": negative_images},
             resume=resume,
             on_progress=on_progress,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
+import torch
 from torch import nn
 
 
@@ -34,3 +35,10 @@ def freeze(module: nn.Module) -> None:
         for name, buffer in part.named_buffers(recurse=False):
             if buffer.is_inference():
                 setattr(part, name, buffer.clone())
+
+
+def freeze_scaling(latent_format: object) -> None:
+    """The same for the numbers by which a model's latents are scaled for its VAE."""
+    for name, value in vars(latent_format).items():
+        if torch.is_tensor(value) and value.is_inference():
+            setattr(latent_format, name, value.clone())

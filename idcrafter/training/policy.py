@@ -63,6 +63,10 @@ class LoraPolicy(nn.Module):
         return self.network.lora
 
     @property
+    def model(self) -> Any:
+        return self._model[0]
+
+    @property
     def noising(self):
         return self.network.noising
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from ..rollouts.dataset import Rollouts
+from ..rollouts.dataset import Group, Rollouts
 from ..rollouts.digests import digest
 from .curves import draw_curves, read_curve
 from .loop import Trainer
 from .monitor import Monitor, Stopped, Watch, require_unused
-from .objectives import grpo, identity_grpo
+from .objectives import grpo, identity_grpo, ipro
 from .objectives.crd import crd_loss
 from .objectives.dpo import dpo_loss
 from .objectives.nft import nft_loss
@@ -30,11 +30,23 @@ from .objectives.rwr import rwr_loss
 from .objectives.weighting import velocity_gap
 from .processes import ALONE, Processes
 from .rl_settings import Settings
-from .rollout_batches import STEPS, CleanBatch, RolloutBatches, StepBatch, WeightsOf, require_one_policy
+from .rollout_batches import (
+    FRESH,
+    STEPS,
+    CleanBatch,
+    FreshBatch,
+    FreshTakes,
+    RolloutBatches,
+    StepBatch,
+    WeightsOf,
+    require_one_policy,
+)
 
 log = logging.getLogger("idcrafter.training")
 NAME = "rl"
 _ROWS = 400
+# policy, clips [B, C, T, h, w] in the model's space, their group -> [B] with a gradient
+Reward = Callable[[Any, torch.Tensor, Group], torch.Tensor]
 # How often the curve is drawn.
 _PICTURES = 20
 _GRID = 1025
@@ -62,8 +74,15 @@ class RLStep:
     is needed for one. All numbers are means over the takes (pairs) of the step.
     """
 
-    def __init__(self, batches: RolloutBatches, settings: Settings, noising, part: tuple[int, int] = (0, 1)):
-        self.batches, self.settings, self.part = batches, settings, part
+    def __init__(
+        self,
+        batches: RolloutBatches | FreshTakes,
+        settings: Settings,
+        noising,
+        part: tuple[int, int] = (0, 1),
+        reward: Reward | None = None,
+    ):
+        self.batches, self.settings, self.part, self.reward = batches, settings, part, reward
         self.noising, self.range = noising, _range(noising, settings)
 
     def __call__(self, policy, n: int) -> dict[str, torch.Tensor]:
@@ -86,9 +105,10 @@ class RLStep:
             rows += count
         return {name: value if name == "loss" else value / rows for name, value in totals.items()}
 
-    def losses(self, policy, batch: CleanBatch | StepBatch) -> dict[str, torch.Tensor]:
+    def losses(self, policy, batch: CleanBatch | StepBatch | FreshBatch) -> dict[str, torch.Tensor]:
         """[B] (pairs: [B / 2]) each: "loss", and what the method watches."""
-        return self._of_steps(policy, batch) if self.settings.spec.draws == STEPS else self._of_takes(policy, batch)
+        kinds = {STEPS: self._of_steps, FRESH: self._of_fresh}
+        return kinds.get(self.settings.spec.draws, self._of_takes)(policy, batch)
 
     def _of_takes(self, policy, batch: CleanBatch) -> dict[str, torch.Tensor]:
         settings, noising, device = self.settings, self.noising, policy.device
@@ -162,6 +182,25 @@ class RLStep:
         recorded = grpo.step_log_prob(batch.kind, x_next, old_mean, step.std) - batch.log_probs.to(device)
         return {**found, "mismatch": recorded.abs()}
 
+    def _of_fresh(self, policy, batch: FreshBatch) -> dict[str, torch.Tensor]:
+        group, noising, device = batch.group, self.noising, policy.device
+        sigmas = group.sigmas().to(device)
+        noise = batch.noise.to(device)
+
+        def step(x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+            return noising.stepped(x, noising.clip(x, velocity.to(x), sigma[None]), sigma, lower)
+
+        return ipro.ipro_loss(
+            lambda x, sigma: policy.velocity(x, sigma, group, guided=True),
+            lambda x, sigma: policy.reference_velocity(x, sigma, group, guided=True),
+            noising.noised(torch.zeros_like(noise), noise, sigmas[:1]),
+            sigmas,
+            lambda clips: self.reward(policy, clips, group),
+            last=min(ipro.LAST, len(sigmas) - 1),
+            kl=self.settings.number("kl"),
+            step=step,
+        )
+
 
 def train_rl(
     policy,
@@ -170,6 +209,7 @@ def train_rl(
     settings: Settings,
     *,
     weights_of: WeightsOf | None = None,
+    reward: Reward | None = None,
     monitor: Monitor | None = None,
     made_by: str | None = None,
     facts: Mapping[str, str] | None = None,
@@ -181,6 +221,7 @@ def train_rl(
     """Train the policy's parameters; `work` gets state, curve and monitor.
 
     weights_of   how much each place of a take counts, see `rollout_batches`
+    reward       of new takes, for IPRO
     monitor      measured while it trains; ends it, and says which weights are kept
     made_by      hash of the MODEL's policy, which must be that of the rollouts
     facts        what the training depends on besides, such as the LoRA's rank
@@ -198,8 +239,11 @@ def train_rl(
             require_unused(monitor.name, rollouts)
         if settings.method == "identity_grpo":
             _tell_departures(rollouts)
-        batches = RolloutBatches(rollouts, settings.plan(), weights_of)
-        step = RLStep(batches, settings, policy.noising, processes.part)
+        if settings.spec.draws == FRESH:
+            batches = FreshTakes(rollouts, settings.plan())
+        else:
+            batches = RolloutBatches(rollouts, settings.plan(), weights_of)
+        step = RLStep(batches, settings, policy.noising, processes.part, reward)
         if not resume and processes.rank == 0:
             (work / f"{NAME}.state.safetensors").unlink(missing_ok=True)
         processes.wait()
@@ -258,7 +302,7 @@ def train_rl(
         return Result(trainer.n, stopped, best, read_curve(trainer.curve) if trainer.curve.exists() else [])
 
 
-def data_digest(batches: RolloutBatches) -> str:
+def data_digest(batches: RolloutBatches | FreshTakes) -> str:
     """Of which takes, with which rewards, are trained on."""
     return digest([[g.name, [[t.seed, t.total, t.rewards] for t in g.takes]] for g in batches.groups])
 

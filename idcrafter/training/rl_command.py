@@ -48,11 +48,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add("--checkpoint", type=int, default=2, choices=DEPTHS, help="depth of gradient checkpointing")
     add("--min-spread", type=float, default=0.0, help="groups whose rewards differ less are left out")
     add("--label", default="", help="only groups with this label")
-    add("--vae", type=Path, help="the model's VAE, for videos while it trains")
+    add("--vae", type=Path, help="the model's VAE, for videos while it trains and for ipro")
     add("--validate-every", type=int, default=0, help="steps between videos; 0 for none")
     add("--shots", type=int, default=4, help="videos each time")
     add("--monitor", help="face analyzer that no reward has used, as in Load Face Analyzer; needs stored photos")
     add("--patience", type=int, default=3, help="its evaluations without a new best that end the training; 0: never")
+    add("--faces", help="face analyzer whose similarity ipro raises, as in Load Face Analyzer; needs stored photos")
     add("--provider", default="auto", choices=("auto", "cuda", "cpu"), help="where it runs")
     add("--no-resume", action="store_true", help="begin anew")
     add("--comfyui", type=Path, help="ComfyUI's folder (default: $IDCRAFTER_COMFYUI)")
@@ -85,8 +86,9 @@ def run_train(options: argparse.Namespace) -> int:
     model = module("model_loaders.video_dit").load_video_dit(options.model)
     hashes = module("idcrafter.rollouts.provenance").patcher_hashes(model, module("model_loaders.files").sha256_of)
     vae = options.vae and module("model_loaders.vae").load_vae(options.vae)
-    monitor = options.monitor and module("model_loaders.faces").load_named_analyzer(
-        options.monitor, "auto", options.provider
+    monitor, faces = (
+        name and module("model_loaders.faces").load_named_analyzer(name, "auto", options.provider)
+        for name in (options.monitor, options.faces)
     )
     options.out.mkdir(parents=True, exist_ok=True)
     with interrupts() as stopped:
@@ -106,6 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
             options.rank,
             checkpoint=options.checkpoint,
             looks=run.Looks(options.validate_every, options.shots, options.patience, vae, monitor),
+            faces=faces,
             resume=not options.no_resume,
             processes=processes,
             on_progress=on_progress,

@@ -23,9 +23,11 @@ from .lora import LoRA
 from .monitor import Monitor
 from .policy import Conditioning, LoraPolicy
 from .processes import ALONE, Processes
+from .reward_gradient import reward_of_faces
 from .rl import Result, licences, train_rl
 from .rl_settings import Settings
 from .rl_validation import NAME, Videos, choose_shots
+from .rollout_batches import FRESH
 
 RANK = 32
 
@@ -88,6 +90,7 @@ def train_lora(
     *,
     checkpoint: int = 2,
     looks: Looks | None = None,
+    faces: FaceAnalyzer | None = None,
     given: Mapping[str, list] | None = None,
     resume: bool = True,
     processes: Processes = ALONE,
@@ -97,6 +100,7 @@ def train_lora(
 
     model        ComfyUI's MODEL, which is left as it is;  made_by: hash of its policy (`rollouts.provenance`)
     checkpoint   depth of gradient checkpointing
+    faces        for IPRO: the analyzer by which the takes' faces shall become more like the photos; needs the VAE
     given        conditionings by name, for groups of which only the hash of exactly these was stored
     on_progress  called with (steps done, of how many, what is going on) after every step, of the videos' sampler too;
                  what it raises ends the training, after its state is saved
@@ -117,6 +121,11 @@ def train_lora(
         lora = LoRA(dit, rank, settings.seed)
         old = LoRA(dit, rank, settings.seed) if settings.old == "average" else None
         policy = LoraPolicy(safe, lora, conditioning_of(rollouts, given), checkpoint, old)
+        reward = None
+        if settings.spec.draws == FRESH:
+            if faces is not None and looks.monitor is not None and faces.describe()["name"] == looks.monitor.describe()["name"]:
+                raise ValueError("The monitor would only tell what is trained; connect another face analyzer than faces.")
+            reward = reward_of_faces(looks.vae, faces, rollouts, looks.cast, lambda: tell(done[0], "looking for faces"))
         shots = choose_shots(rollouts, looks.shots if looks.every else 0, looks.monitor, looks.cast)
         videos = Videos(
             looks.vae,
@@ -136,6 +145,7 @@ def train_lora(
             rollouts,
             work,
             settings,
+            reward=reward,
             monitor=monitor,
             made_by=made_by,
             facts={"rank": str(rank), "made_by": made_by},

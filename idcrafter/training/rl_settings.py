@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from ..rollouts.advantages import OF_TERMS
-from .objectives import identity_grpo
-from .rollout_batches import PAIRS, STEPS, TAKES, Plan, Share
+from .objectives import identity_grpo, ipro
+from .rollout_batches import FRESH, PAIRS, STEPS, TAKES, Plan, Share
 
 
 @dataclass(frozen=True)
 class Method:
     """A method and its published settings.
 
-    draws  what a step sees: noised TAKES, PAIRS of them, or recorded random STEPS (with guidance)
+    draws  what a step sees: noised TAKES, PAIRS of them, recorded random STEPS (with guidance), or FRESH takes
     beta   strength, inverse step size or temperature, as the objective's module says; 0 for none
     kl     weight of the distance from the MODEL without LoRA
     clip   of the ratio; 0 for none
@@ -55,6 +55,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "identity_grpo",
             identity_grpo.RECIPE["rate"],
         ),
+        # arXiv 2510.14255: on a LoRA five times the rate at which it trains the whole model
+        "ipro": Method("IPRO", FRESH, 0.0, ipro.KL, 0.0, "grpo", 1e-4),
     }
 )
 OLD = ("frozen", "average")
@@ -114,6 +116,12 @@ class Settings:
         if self.spec.draws == STEPS and self.shares:
             raise ValueError(
                 f"{self.spec.title} trains on recorded steps; rewards cannot have noise levels of their own."
+            )
+        judged = self.shares or self.weights or self.best or self.worst or self.permute or self.advantage
+        if self.spec.draws == FRESH and judged:
+            raise ValueError(
+                f"{self.spec.title} follows the gradient of the faces' similarity in new takes; it knows no other "
+                "rewards, and no advantages. Leave these settings as they are."
             )
         if self.spec.beta and not self.number("beta") > 0:
             raise ValueError(f"beta of {self.spec.title} is {self.number('beta'):g}; it must be more than 0.")

@@ -24,6 +24,10 @@ from .adapter.validation import write_webp
 # What the training's curve and the text call it.
 NAME = "monitor"
 FPS = 8.0
+WHOSE = (
+    "cannot tell who the people are: no group was stored with its photos. Connect the cast that the takes were made "
+    "with, or collect with keep = conditioning and photos."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +106,26 @@ def choose_shots(
     casts: dict[str, Cast] = {}
     if analyzer is not None:
         _require_other(analyzer, groups)
-        given = None if cast is None else cast_photos(cast)
-        for group in groups:
-            own = cast if given == _photo_names(group) else _stored_cast(rollouts, group)
-            if own is not None:
-                casts[group.name] = own
+        casts = casts_of(rollouts, cast)
         groups = [group for group in groups if group.name in casts]
         if not groups:
-            raise ValueError(
-                "The monitor cannot tell who the people are: no group was stored with its photos. Connect the cast "
-                "that the takes were made with, or collect with keep = conditioning and photos."
-            )
+            raise ValueError(f"The monitor {WHOSE}")
     chosen = [groups[i * len(groups) // count] for i in range(min(count, len(groups)))] if count else []
     if analyzer is None:
         return tuple((group, None) for group in chosen)
     faces = {g.name: extract_faces(casts[g.name], analyzer, "skip", "largest") for g in chosen}
     return tuple((group, casts[group.name].with_faces(faces[group.name])) for group in chosen)
+
+
+def casts_of(rollouts: Rollouts, cast: Cast | None = None) -> dict[str, Cast]:
+    """The casts of groups by their names: `cast` where its photos are the group's, or from stored photos."""
+    given = None if cast is None else cast_photos(cast)
+    found = {}
+    for group in rollouts.groups:
+        own = cast if given == _photo_names(group) else _stored_cast(rollouts, group)
+        if own is not None:
+            found[group.name] = own
+    return found
 
 
 def _require_other(analyzer: FaceAnalyzer, groups: Sequence[Group]) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger("idcrafter.training")
 PAIRS = "pairs"
 TAKES = "takes"
 STEPS = "steps"
+FRESH = "fresh"
 # (group, index of the take) -> [1, T, h, w], or None for all the same
 WeightsOf = Callable[[Group, int], torch.Tensor | None]
 
@@ -141,6 +142,17 @@ class StepBatch:
         return len(self.x)
 
 
+@dataclass(frozen=True, eq=False)
+class FreshBatch:
+    """B takes of a group that are still to be sampled: their noise [B, C, T, h, w]."""
+
+    group: Group
+    noise: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+
 class RolloutBatches:
     """See the module.
 
@@ -180,7 +192,7 @@ class RolloutBatches:
         part  (i, p): those of process i of p, which draw different groups
         """
         plan, (rank, count) = self.plan, part
-        chosen = self._order(n, plan.groups * count)
+        chosen = _order(plan.seed, n, plan.groups * count, len(self.groups))
         rng = _rng(plan.seed, "step", n)
         rows = [self._rows(i, kind, rng) for i in chosen]
         if kind == STEPS:
@@ -195,14 +207,6 @@ class RolloutBatches:
         for j in range(rank * plan.groups, (rank + 1) * plan.groups):
             place = torch.from_numpy(places[starts[j] : starts[j + 1]]).float()
             found.append(self._clean(chosen[j], rows[j], place, torch.Generator().manual_seed(_seed(plan.seed, n, j))))
-        return found
-
-    def _order(self, n: int, count: int) -> list[int]:
-        """Which groups step n has: the n-th stretch of a sequence of shuffled rounds."""
-        found, total = [], len(self.groups)
-        for position in range(n * count, (n + 1) * count):
-            order = _rng(self.plan.seed, "round", position // total).permutation(total)
-            found.append(int(order[position % total]))
         return found
 
     def _rows(self, i: int, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -279,6 +283,38 @@ class RolloutBatches:
         plain = torch.ones(1, *size)
         plain[:, :leading] = 0
         return torch.stack([plain if each is None else each.float().expand(1, *size) for each in found])
+
+
+class FreshTakes:
+    """Noise for takes that are sampled while it trains, of the casts and prompts of rollouts; rewards are not looked at.
+
+    Raises ValueError where there are no groups, or groups of several policies.
+    """
+
+    def __init__(self, rollouts: Rollouts, plan: Plan):
+        require_one_policy(rollouts)
+        self.plan, self.groups = plan, list(rollouts.groups)
+
+    def draw(self, n: int, kind: str = FRESH, part: tuple[int, int] = (0, 1)) -> list[FreshBatch]:
+        """As of RolloutBatches; `kind` is FRESH."""
+        plan, (rank, count) = self.plan, part
+        chosen = _order(plan.seed, n, plan.groups * count, len(self.groups))
+        found = []
+        for j in range(rank * plan.groups, (rank + 1) * plan.groups):
+            group = self.groups[chosen[j]]
+            generator = torch.Generator().manual_seed(_seed(plan.seed, n, j))
+            noise = torch.randn((plan.takes, *group.facts["shot"]["shape"]), generator=generator)
+            found.append(FreshBatch(group, noise))
+        return found
+
+
+def _order(seed: int, n: int, count: int, total: int) -> list[int]:
+    """Which of `total` groups step n has: the n-th stretch of a sequence of shuffled rounds."""
+    found = []
+    for position in range(n * count, (n + 1) * count):
+        order = _rng(seed, "round", position // total).permutation(total)
+        found.append(int(order[position % total]))
+    return found
 
 
 def require_one_policy(rollouts: Rollouts, policy: str | None = None) -> None:

@@ -170,6 +170,30 @@ def test_who_the_people_are(stack, train, rollouts, cast, shot):
         train(name="blind", **{**looks, "vae": None})
 
 
+def test_ipro_makes_new_takes_and_climbs_their_likeness(stack, train, output):
+    given = {"method": "ipro", "vae": stack.vae, "faces": Monitor(), "takes": 2, "rate": 0.02, "kl": 0.0}
+    tensors, _, _, summary = train(name="ipro", **given)
+    assert summary.startswith("IPRO: 4 steps on 1 groups")
+    assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+    rows = [json.loads(row) for row in (output / "idcrafter_training" / "ipro" / "rl.curve.jsonl").read_text().splitlines()]
+    assert all(-1 < row["reward"] < 1 and row["kl"] >= 0 for row in rows)
+    # Before the first update the LoRA changes nothing.
+    assert rows[0]["kl"] == 0 < rows[-1]["kl"]
+
+
+def test_what_ipro_needs(stack, train, rollouts, shot):
+    given = {"name": "needs", "method": "ipro", "takes": 2, "steps": 1, "vae": stack.vae, "faces": Monitor()}
+    for missing in ("vae", "faces"):
+        with pytest.raises(ValueError, match="IPRO needs the VAE of the MODEL, and the face analyzer"):
+            train(**{**given, missing: None})
+    with pytest.raises(ValueError, match="The monitor would only tell what is trained"):
+        train(**given, monitor=Monitor(), validate_every=1)
+    with pytest.raises(ValueError, match=r"Of group \w+ one cannot tell who the people are"):
+        train(**given | {"rollouts": rollouts.hashes}, **{name: getattr(shot, name) for name in tiny_rollouts.NAMES})
+    with pytest.raises(ValueError, match="it knows no other rewards"):
+        train(**given, rewards="motion=1")
+
+
 def test_conditioning_is_given_by_hash(train, trained, rollouts, shot):
     """Rollouts that were kept as hashes train to the same weights with the conditioning of Sample Takes."""
     given = {name: getattr(shot, name) for name in tiny_rollouts.NAMES}

@@ -47,6 +47,12 @@ class FlowNoising:
     def target(self, clean, noise, sigma):
         return noise - clean
 
+    def clip(self, noisy, velocity, sigma):
+        return noisy - sigma.view(-1, *[1] * (noisy.ndim - 1)) * velocity
+
+    def stepped(self, noisy, denoised, sigma, lower):
+        return (1 - lower) * denoised + lower * (noisy - (1 - sigma) * denoised) / sigma
+
 
 def velocity(x, sigma, mean):
     """E[noise - clip | x] for clips of this mean."""

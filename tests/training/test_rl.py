@@ -14,7 +14,7 @@ from idcrafter.training.monitor import Monitor
 from idcrafter.training.objectives.nft import LIMIT
 from idcrafter.training.rl import RLStep, licences, train_rl
 from idcrafter.training.rl_settings import METHODS, Settings
-from idcrafter.training.rollout_batches import STEPS, RolloutBatches, Share
+from idcrafter.training.rollout_batches import FRESH, FreshTakes, STEPS, RolloutBatches, Share
 from support import toy_rl
 from support.toy_rl import ToyPolicy
 
@@ -46,7 +46,7 @@ def wan_rollouts(tmp_path_factory):
 
 def train(rollouts, folder, policy=None, **changes):
     policy = ToyPolicy() if policy is None else policy
-    more = {name: changes.pop(name) for name in ("monitor", "on_progress", "weights_of", "resume") if name in changes}
+    more = {name: changes.pop(name) for name in ("monitor", "on_progress", "weights_of", "resume", "reward") if name in changes}
     result = train_rl(policy, rollouts, folder, Settings(**{**SHORT, **changes}), **more)
     return policy, result
 
@@ -81,7 +81,7 @@ def test_nft_reaches_the_known_optimum(rollouts, tmp_path):
     assert {"loss", "deviation"} <= set(result.curve[-1]) and (tmp_path / "rl.curve.png").exists()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.draws != FRESH])
 def test_every_method_learns_and_the_control_does_not(rollouts, wan_rollouts, tmp_path, method):
     data = wan_rollouts if method == "identity_grpo" else rollouts
     settings = {"method": method, "kl": METHODS[method].kl}
@@ -122,6 +122,34 @@ def test_forward_methods_look_at_the_prompt_alone(rollouts):
         assert not any(guided for _, guided in policy.calls)
         # Old and reference are one policy here, and asked once.
         assert [name for name, _ in policy.calls] == ["trained", "reference" if method == "rwr" else "old"]
+
+
+def test_ipro_climbs_the_reward_of_takes_that_it_makes(rollouts, tmp_path):
+    seen = []
+
+    def reward(policy, clips, group):
+        seen.append((group.name, clips.detach()))
+        return (clips * toy_rl.direction()).flatten(1).sum(1)
+
+    policy, result = train(rollouts, tmp_path / "free", method="ipro", kl=0.0, reward=reward)
+    assert policy.along > 0.3 and set(policy.calls) >= {("trained", True), ("reference", True)}
+    assert result.curve[-1]["reward"] > result.curve[0]["reward"]
+    # New takes each time, of all groups in turn.
+    assert not torch.equal(seen[0][1], seen[-1][1]) and len({name for name, _ in seen[:GROUPS]}) == GROUPS
+    held, _ = train(rollouts, tmp_path / "held", method="ipro", kl=100.0, reward=reward)
+    assert 0 < held.along < policy.along / 3
+
+
+def test_ipro_looks_at_no_rewards_of_the_rollouts(tmp_path):
+    data = toy_rl.write(tmp_path / "one", 2, 4)
+    batches = FreshTakes(data, Settings("ipro", groups=2, takes=3).plan())
+    for n in range(2):
+        drawn = batches.draw(n)
+        assert {batch.group.name for batch in drawn} == {group.name for group in data.groups}
+        assert all(batch.noise.shape == (3, *toy_rl.SHAPE) for batch in drawn)
+        assert all(torch.equal(a.noise, b.noise) for a, b in zip(drawn, batches.draw(n), strict=True))
+    whole, halves = batches.draw(3, part=(0, 1)), [FreshTakes(data, Settings("ipro", groups=1).plan()).draw(3, part=(i, 2)) for i in range(2)]
+    assert [half[0].group.name for half in halves] == [batch.group.name for batch in whole]
 
 
 def test_dpo_prefers(rollouts, tmp_path):
@@ -287,6 +315,8 @@ def test_a_monitor_that_is_rewarded_is_refused(tmp_path):
         ({"advantage": "median"}, "advantage is one of"),
         ({"old": "new"}, "old policy is one of"),
         ({"low": 0.8, "high": 0.2}, "no range"),
+        ({"method": "ipro", "permute": True}, "IPRO follows the gradient"),
+        ({"method": "ipro", "weights": (("motion", 1.0),)}, "IPRO follows the gradient"),
     ],
 )
 def test_settings_that_make_no_training(changes, message):

@@ -17,7 +17,7 @@ from ...backbones.wan import REFERENCE_NAMES
 from ...modules.identity_adapter import IdentityAdapter
 from ...subjects.subject import MAX_SUBJECTS
 from ..checkpointing import checkpointed
-from ..kernels import freeze, training_kernels
+from ..kernels import freeze, freeze_scaling, training_kernels
 from ..lora import LoRA
 from .batch import AdapterBatch
 from .noising import Noising
@@ -92,6 +92,7 @@ class AdapterNetwork(nn.Module):
         """Bring the MODEL back to its device, from which another model may have displaced it."""
         comfy.model_management.load_models_gpu([self._model[0]])
         freeze(self._model[0].model)
+        freeze_scaling(self._model[0].model.latent_format)
 
     @contextmanager
     def _around(self) -> Iterator[None]:
