@@ -129,7 +129,11 @@ class TrainFromRollouts(io.ComfyNode):
                     tooltip="On: go on where the training of this name stopped; other settings than then are refused. "
                     "Off: begin anew.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="Of the model; decodes the videos of validate_every, and what ipro looks at."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Of the model; decodes the videos of validate_every, and what ipro looks at.",
+                ),
                 FaceAnalyzerType.Input(
                     "monitor",
                     optional=True,

@@ -1,4 +1,4 @@
-"""What IPRO raises: the faces' likeness to the photos in decoded takes, with a gradient through the video model's VAE."""
+"""What IPRO raises: how alike the faces in decoded takes are to the photos, with a gradient through the model's VAE."""
 
 from __future__ import annotations
 

@@ -123,10 +123,8 @@ def train_lora(
         policy = LoraPolicy(safe, lora, conditioning_of(rollouts, given), checkpoint, old)
         reward = None
         if settings.spec.draws == FRESH:
-            if faces is not None and looks.monitor is not None and faces.describe()["name"] == looks.monitor.describe()["name"]:
-                raise ValueError("The monitor would only tell what is trained; connect another face analyzer than faces.")
             reward = reward_of_faces(looks.vae, faces, rollouts, looks.cast, lambda: tell(done[0], "looking for faces"))
-        shots = choose_shots(rollouts, looks.shots if looks.every else 0, looks.monitor, looks.cast)
+        shots = choose_shots(rollouts, looks.shots if looks.every else 0, looks.monitor, looks.cast, faces)
         videos = Videos(
             looks.vae,
             shots,

@@ -94,18 +94,23 @@ def sample(policy, group: Group, seed: int, on_step: Callable[[], None] | None =
 
 
 def choose_shots(
-    rollouts: Rollouts, count: int, analyzer: FaceAnalyzer | None, cast: Cast | None = None
+    rollouts: Rollouts,
+    count: int,
+    analyzer: FaceAnalyzer | None,
+    cast: Cast | None = None,
+    faces: FaceAnalyzer | None = None,
 ) -> tuple[tuple[Group, Cast | None], ...]:
     """`count` groups, spread over all, with their casts.
 
     analyzer  the monitor; without one there are no casts
     cast      stands for the photos of groups that were made with exactly these; others need photos in the rollouts
+    faces     what the training itself looks at, if it does
     Raises ValueError for a monitor whose recogniser has made the reward, or without any photos to compare with.
     """
     groups: Sequence[Group] = rollouts.groups
     casts: dict[str, Cast] = {}
     if analyzer is not None:
-        _require_other(analyzer, groups)
+        _require_other(analyzer, groups, faces)
         casts = casts_of(rollouts, cast)
         groups = [group for group in groups if group.name in casts]
         if not groups:
@@ -113,8 +118,8 @@ def choose_shots(
     chosen = [groups[i * len(groups) // count] for i in range(min(count, len(groups)))] if count else []
     if analyzer is None:
         return tuple((group, None) for group in chosen)
-    faces = {g.name: extract_faces(casts[g.name], analyzer, "skip", "largest") for g in chosen}
-    return tuple((group, casts[group.name].with_faces(faces[group.name])) for group in chosen)
+    found = {g.name: extract_faces(casts[g.name], analyzer, "skip", "largest") for g in chosen}
+    return tuple((group, casts[group.name].with_faces(found[group.name])) for group in chosen)
 
 
 def casts_of(rollouts: Rollouts, cast: Cast | None = None) -> dict[str, Cast]:
@@ -128,15 +133,16 @@ def casts_of(rollouts: Rollouts, cast: Cast | None = None) -> dict[str, Cast]:
     return found
 
 
-def _require_other(analyzer: FaceAnalyzer, groups: Sequence[Group]) -> None:
+def _require_other(analyzer: FaceAnalyzer, groups: Sequence[Group], faces: FaceAnalyzer | None) -> None:
     own = analyzer.describe()["name"]
-    for group in groups:
-        used = {entry["name"] for entry in group.facts["licences"] if entry["what"] == "face analyzer"}
-        if own in used:
-            raise ValueError(
-                f"The monitor '{own}' has made the rewards of the rollouts, so it would only tell what is trained; "
-                "connect another face analyzer."
-            )
+    used = {entry["name"] for group in groups for entry in group.facts["licences"] if entry["what"] == "face analyzer"}
+    if faces is not None:
+        used.add(faces.describe()["name"])
+    if own in used:
+        raise ValueError(
+            f"The monitor '{own}' has made the rewards, so it would only tell what is trained; connect another face "
+            "analyzer."
+        )
 
 
 def _photo_names(group: Group) -> list[list[str]]:

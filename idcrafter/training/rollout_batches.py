@@ -286,7 +286,7 @@ class RolloutBatches:
 
 
 class FreshTakes:
-    """Noise for takes that are sampled while it trains, of the casts and prompts of rollouts; rewards are not looked at.
+    """Noise for takes that are sampled while it trains, of the casts and prompts of rollouts, whatever their rewards.
 
     Raises ValueError where there are no groups, or groups of several policies.
     """

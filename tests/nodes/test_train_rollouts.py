@@ -175,7 +175,9 @@ def test_ipro_makes_new_takes_and_climbs_their_likeness(stack, train, output):
     tensors, _, _, summary = train(name="ipro", **given)
     assert summary.startswith("IPRO: 4 steps on 1 groups")
     assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
-    rows = [json.loads(row) for row in (output / "idcrafter_training" / "ipro" / "rl.curve.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(row) for row in (output / "idcrafter_training" / "ipro" / "rl.curve.jsonl").read_text().splitlines()
+    ]
     assert all(-1 < row["reward"] < 1 and row["kl"] >= 0 for row in rows)
     # Before the first update the LoRA changes nothing.
     assert rows[0]["kl"] == 0 < rows[-1]["kl"]
@@ -186,7 +188,7 @@ def test_what_ipro_needs(stack, train, rollouts, shot):
     for missing in ("vae", "faces"):
         with pytest.raises(ValueError, match="IPRO needs the VAE of the MODEL, and the face analyzer"):
             train(**{**given, missing: None})
-    with pytest.raises(ValueError, match="The monitor would only tell what is trained"):
+    with pytest.raises(ValueError, match="The monitor 'tiny' has made the rewards"):
         train(**given, monitor=Monitor(), validate_every=1)
     with pytest.raises(ValueError, match=r"Of group \w+ one cannot tell who the people are"):
         train(**given | {"rollouts": rollouts.hashes}, **{name: getattr(shot, name) for name in tiny_rollouts.NAMES})

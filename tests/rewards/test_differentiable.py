@@ -1,4 +1,4 @@
-"""The face reward with a gradient: cut like OpenCV cuts, scored like the identity score scores, and it can be climbed."""
+"""The face reward with a gradient: cut as OpenCV cuts, scored as the identity score scores, and it can be climbed."""
 
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,9 @@ def scene(analyzer):
     st.integers(0, 99),
 )  # fmt: skip
 def test_squares_are_cut_as_opencv_cuts_them(height, width, angle, scale, shift, seed):
-    picture = cv2.GaussianBlur(np.random.default_rng(seed).uniform(size=(height, width, 3)).astype(np.float32), (5, 5), 0)
+    picture = cv2.GaussianBlur(
+        np.random.default_rng(seed).uniform(size=(height, width, 3)).astype(np.float32), (5, 5), 0
+    )
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     matrix = np.array([[cos, -sin, shift], [sin, cos, -shift]])
     expected = cv2.warpAffine(picture, matrix, (48, 48))

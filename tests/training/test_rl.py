@@ -14,7 +14,7 @@ from idcrafter.training.monitor import Monitor
 from idcrafter.training.objectives.nft import LIMIT
 from idcrafter.training.rl import RLStep, licences, train_rl
 from idcrafter.training.rl_settings import METHODS, Settings
-from idcrafter.training.rollout_batches import FRESH, FreshTakes, STEPS, RolloutBatches, Share
+from idcrafter.training.rollout_batches import FRESH, STEPS, FreshTakes, RolloutBatches, Share
 from support import toy_rl
 from support.toy_rl import ToyPolicy
 
@@ -46,7 +46,11 @@ def wan_rollouts(tmp_path_factory):
 
 def train(rollouts, folder, policy=None, **changes):
     policy = ToyPolicy() if policy is None else policy
-    more = {name: changes.pop(name) for name in ("monitor", "on_progress", "weights_of", "resume", "reward") if name in changes}
+    more = {
+        name: changes.pop(name)
+        for name in ("monitor", "on_progress", "weights_of", "resume", "reward")
+        if name in changes
+    }
     result = train_rl(policy, rollouts, folder, Settings(**{**SHORT, **changes}), **more)
     return policy, result
 
@@ -148,7 +152,10 @@ def test_ipro_looks_at_no_rewards_of_the_rollouts(tmp_path):
         assert {batch.group.name for batch in drawn} == {group.name for group in data.groups}
         assert all(batch.noise.shape == (3, *toy_rl.SHAPE) for batch in drawn)
         assert all(torch.equal(a.noise, b.noise) for a, b in zip(drawn, batches.draw(n), strict=True))
-    whole, halves = batches.draw(3, part=(0, 1)), [FreshTakes(data, Settings("ipro", groups=1).plan()).draw(3, part=(i, 2)) for i in range(2)]
+    whole, halves = (
+        batches.draw(3, part=(0, 1)),
+        [FreshTakes(data, Settings("ipro", groups=1).plan()).draw(3, part=(i, 2)) for i in range(2)],
+    )
     assert [half[0].group.name for half in halves] == [batch.group.name for batch in whole]
 
 

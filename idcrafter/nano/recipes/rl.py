@@ -34,14 +34,16 @@ GROUPS, TAKES, SAMPLING_STEPS, RANDOM_STEPS = 64, 8, 8, 5
 PHOTO_SIZE = 256
 # First seeds: of identities, of stories, and of takes.
 PEOPLE, STORIES, NOISE = 20_000, 410_000, 1_000_000
-METHODS = ("nft", "flash_grpo", "dpo", "identity_grpo")
+METHODS = ("nft", "flash_grpo", "dpo", "identity_grpo", "ipro")
 SEEDS = (0, 1, 2)
 FACESIM = "opens2v_facesim"
 RANK = 16
 # Ours, for nano: updates, groups of 8 takes each, and the learning rate.
-STEPS = {"nft": 200, "flash_grpo": 200, "dpo": 200, "identity_grpo": 40}
+STEPS = {"nft": 200, "flash_grpo": 200, "dpo": 200, "identity_grpo": 40, "ipro": 60}
 STEP_GROUPS = {"identity_grpo": 8}
-RATE = {"nft": 1e-3, "flash_grpo": 1e-3, "dpo": 1e-3, "identity_grpo": 1e-3}
+RATE = {"nft": 1e-3, "flash_grpo": 1e-3, "dpo": 1e-3, "identity_grpo": 1e-3, "ipro": 1e-3}
+# Takes of a group in a step; of those that are made anew, with gradients, fewer.
+STEP_TAKES = {"ipro": 4}
 BUNDLE = "nano.json"
 # Nodes of the graph by what they are for; what comes after Save Rollouts only shows.
 _SAMPLER, _SCHEDULE, _TAKES, _REWARD, _SCORES, _SAVE = "13", "14", "15", "16", "17", "18"
@@ -161,10 +163,11 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
         return pack_module(pack, name)
 
     files, settings = module("model_loaders.files"), module("idcrafter.training.rl_settings").Settings
-    model = module("model_loaders.bundle").load_bundle(files.require("idcrafter_bundles", BUNDLE))[0]
-    policy = module("idcrafter.rollouts.provenance").patcher_hashes(model, files.sha256_of)["policy"]
-    trained = module("idcrafter.training.rl_run").train_lora(
-        model,
+    loaded = module("model_loaders.bundle").load_bundle(files.require("idcrafter_bundles", BUNDLE))
+    policy = module("idcrafter.rollouts.provenance").patcher_hashes(loaded.model, files.sha256_of)["policy"]
+    rl_run = module("idcrafter.training.rl_run")
+    trained = rl_run.train_lora(
+        loaded.model,
         policy,
         module("idcrafter.rollouts.dataset").load(rollouts),
         folder / "runs" / run.name,
@@ -173,13 +176,15 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
             run.rewards,
             STEP_GROUPS.get(run.method, 0),
             steps=steps or STEPS[run.method],
-            takes=TAKES,
+            takes=STEP_TAKES.get(run.method, TAKES),
             rate=RATE[run.method],
             seed=run.seed,
             permute=run.permute,
         ),
         RANK,
         checkpoint=0,
+        looks=rl_run.Looks(vae=loaded.vae),
+        faces=loaded.face_analyzer,
     )
     log.info("%s: %s", run.name, trained.summary)
     trained.facts.update(run=run.name)
