@@ -1,6 +1,6 @@
 """``python -m idcrafter.nano``: trains, evaluates and installs the nano weights.
 
-train vae|text|recogniser|monitor|detector|dit|t2v|adapter|all [--dir DIR]   resumes where it stopped
+train vae|text|recogniser|monitor|detector|dit|t2v|adapter|vlm|guidance|all [--dir DIR]   resumes where it stopped
 rl [--dir DIR] [--only RUN ...] [--groups N]   collects rollouts of the installed weights and trains LoRAs on them
 install [--dir DIR]   copies the results into idcrafter/nano/weights and writes the bundle and the card
 """
@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 
 from . import install
-from .recipes import adapter, dit, faces, rl, text, vae
+from .recipes import adapter, dit, faces, guidance, rl, text, vae, vlm
 
 RECIPES = {
     "vae": vae.train,
@@ -23,6 +23,8 @@ RECIPES = {
     "dit": dit.train,
     "t2v": dit.train_text_to_video,
     "adapter": adapter.train,
+    "vlm": vlm.train,
+    "guidance": guidance.train,
 }
 
 

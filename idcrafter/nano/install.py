@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .recipes import adapter, data, dit, faces, vae
+from .recipes import adapter, data, dit, faces, guidance, vae, vlm, vlm_data
 from .world import plant_clip, render_photo, sample_identity
 from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
 
@@ -26,6 +26,14 @@ TEXT_TO_VIDEO = ("diffusion_models", "idcrafter_nano_t2v.safetensors")
 # The row of the ablation that is for use, and where its two files go.
 ADAPTER_ROW, ADAPTER = "full", "idcrafter_nano_identity.safetensors"
 ADAPTER_FOLDERS = {"lora": "loras", "adapter": "idcrafter_adapters"}
+VLM = ("idcrafter_rewards", vlm.NAME)
+# A VLM in the place of the text encoder, and what the benchmark compares it with.
+GUIDANCE = (
+    ("idcrafter_adapters", guidance.ALIGNER),
+    ("loras", guidance.LORA),
+    ("guidance", guidance.PRETRAINED),
+    ("guidance", guidance.PLAIN),
+)
 # The example cast of the workflows: validation identities that training never saw.
 EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False), "cy": (46, 2, True)}
 PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
@@ -68,6 +76,13 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "of its 2,800 steps it was told who is where; the recipe now tells it from the start. On it the identity",
         f"adapter with its LoRA (`{ADAPTER}`) and the rows of the ablation were trained,",
         f"each for {adapter.STEPS} steps of {adapter.BATCH} clips.",
+        f"The VLM saw photos of {vlm_data.SHARDS * vlm_data.SHARD:,} people and stories that were drawn",
+        "anew for each step, in the forms that training may see; it answers the one request of `IDCrafterRelate`, and",
+        "nothing else. It grew while it was trained: for its first 1,600 steps it had five layers, then six; until",
+        "step 3,200 its people were 3,000 and its eyes those of step 1,150; from step 5,200 on half of its stories are",
+        "told in more forms. The recipe now begins with all of that. The aligner turns what the VLM has read and",
+        "answered into the text encoder's tokens; it and the",
+        f"LoRA `{guidance.LORA}` were tuned together on stories of the DiT's clips.",
         "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
@@ -171,6 +186,10 @@ def install(folder: Path) -> None:
             _copy(path, ADAPTER_FOLDERS[kind], ADAPTER)
         else:
             _copy(path, "ablation")
+    for path in sorted((folder / VLM[1]).iterdir()):
+        _copy(path, "/".join(VLM))
+    for kind, name in GUIDANCE:
+        _copy(folder / name, kind)
     write_photos()
     write_clip()
     scores = {

@@ -59,8 +59,8 @@ def test_a_story_has_every_fact_of_its_clip(move):
 def test_unseen_forms_are_never_seen():
     for forms in (stories._STAND, *stories._MOVES.values()):
         assert not set(forms[0]) & set(forms[1])
-    seen = {told(seed).text for seed in range(30)}
-    assert not seen & {told(seed, unseen=True).text for seed in range(30)}
+    seen = {told(seed, by_name=True).text for seed in range(30)}
+    assert not seen & {told(seed, unseen=True, by_name=True).text for seed in range(30)}
 
 
 def test_a_mention_is_true_of_one_person_only():

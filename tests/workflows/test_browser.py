@@ -19,6 +19,7 @@ GRAPHS = {
     "quickstart": {"mp4", "json", "png"},
     "best_of_eight": {"mp4", "json", "png"},
     "score_a_video": {"json", "csv", "png"},
+    "relations": {"png"},
     "identity_injection": {"mp4", "json", "png"},
     "collect_rollouts": {"mp4", "png"},
     "train_lora": {"png"},

@@ -140,6 +140,17 @@ def colour_name(rgb: RGB) -> str:
     return "red"
 
 
+def shows_hair(identity: Identity) -> bool:
+    """Whether pictures show what hair somebody has: a hat hides all but a bob and curls."""
+    return identity.hat_style == "none" or identity.hair_style in ("bob", "curly")
+
+
+def describe_visible(identity: Identity) -> str:
+    """A description of what pictures show; as :func:`describe`, but without hair that a hat hides."""
+    hair = {"hair"} if shows_hair(identity) else set()
+    return describe(identity, {"glasses", "beard", "hat", "clothes"} | hair)
+
+
 def describe(identity: Identity, keep: set[str] | None = None) -> str:
     """A short stable description, such as ``a puppet with curly red hair and a yellow cap in a blue jumper``.
 

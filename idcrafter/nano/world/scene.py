@@ -121,9 +121,13 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     return (image.clip(0, 1) * 255).astype(np.uint8)
 
 
+# How bright the light of a picture is, and its tint: factors of all channels, and of each.
+BRIGHTNESS, TINT = (0.85, 1.1), (0.96, 1.04)
+
+
 def _light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """A smooth light field [H, W, 3] around 1: brightness, a slight tint, and a gradient."""
-    gain = rng.uniform(0.85, 1.1) * rng.uniform(0.96, 1.04, 3)
+    gain = rng.uniform(*BRIGHTNESS) * rng.uniform(*TINT, 3)
     slope = rng.uniform(-0.12, 0.12, 2)
     field_ = 1 + slope[0] * np.linspace(-1, 1, width)[None, :] + slope[1] * np.linspace(-1, 1, height)[:, None]
     return (field_[:, :, None] * gain).astype(np.float32)

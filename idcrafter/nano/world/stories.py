@@ -8,12 +8,14 @@ the yellow cap"). Some forms of sentences are never trained on; a story with ``u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import numpy as np
 
 from .crowd import PLACES, CrowdSpec
-from .identity import Identity, colour_name
-from .scene import ACTIONS
+from .identity import RGB, Identity, colour_name, shows_hair
+from .scene import ACTIONS, BRIGHTNESS, TINT
 
 NAMES = ("Ada", "Bo", "Cy", "Di")
 # How a graph says what a clip's action or movement is, for everybody who describes it.
@@ -112,10 +114,13 @@ def true_answer(story: Story, looks: tuple[str, ...]) -> dict:
 
 
 def tells_apart(identities: tuple[Identity, ...], index: int) -> list[str]:
-    """What one of them can be called so that nobody else is meant: a single feature, or two where none is enough."""
-    features = [_features(who) for who in identities]
-    others = [each for i, each in enumerate(features) if i != index]
-    own = features[index]
+    """What one of them can be called so that nobody else is meant: a single feature, or two where none is enough.
+
+    A colour is only named where the light of a picture does not turn it into another, and does not turn anybody else's
+    into it.
+    """
+    others = [_features(who) for i, who in enumerate(identities) if i != index]
+    own = [phrase for phrase, sure in _features(identities[index]).items() if sure]
     found = [phrase for phrase in own if not any(phrase in other for other in others)]
     if not found:
         found = [
@@ -134,18 +139,33 @@ def _mention(identities: tuple[Identity, ...], index: int, rng: np.random.Genera
     return str(rng.choice(phrases))
 
 
-def _features(who: Identity) -> list[str]:
-    """What is to be seen of somebody, as it follows "the one"."""
-    found = []
-    if who.hair_style != "bald":
-        found += [f"with {colour_name(who.hair)} hair", f"with {who.hair_style} hair"]
-    elif who.hat_style == "none":
-        found += ["without hair"]
+@cache
+def _features(who: Identity) -> dict[str, bool]:
+    """What may be seen of somebody, as it follows "the one", and whether it is in every picture."""
+    sure, coloured = [], []
+    if shows_hair(who):
+        if who.hair_style == "bald":
+            sure += ["without hair"]
+        else:
+            sure += [f"with {who.hair_style} hair"]
+            coloured += [("with {} hair", who.hair)]
     if who.hat_style != "none":
         hat = _HATS[who.hat_style]
-        found += ["with the hat", f"with the {hat}", f"with the {colour_name(who.hat)} {hat}"]
+        sure += ["with the hat", f"with the {hat}"]
+        coloured += [(f"with the {{}} {hat}", who.hat)]
     if who.glasses_style != "none":
-        found += ["with glasses", f"with {who.glasses_style} glasses"]
+        sure += ["with glasses", f"with {who.glasses_style} glasses"]
     if who.beard_style != "none":
-        found += ["with the beard" if who.beard_style == "full" else "with the moustache"]
-    return [*found, f"in the {colour_name(who.clothes)} jumper"]
+        sure += ["with the beard" if who.beard_style == "full" else "with the moustache"]
+    coloured += [("in the {} jumper", who.clothes)]
+    found = dict.fromkeys(sure, True)
+    for phrase, colour in coloured:
+        names = _lit(colour)
+        found |= {phrase.format(name): len(names) == 1 for name in names}
+    return found
+
+
+def _lit(colour: RGB) -> set[str]:
+    """What a colour may be called in the light of a picture."""
+    gains = [bright * np.array(tint) for bright in BRIGHTNESS for tint in product(TINT, repeat=3)]
+    return {colour_name(tuple(np.clip(gain * colour, 0, 1))) for gain in gains}
