@@ -47,7 +47,7 @@ def test_runs():
     runs = rl.all_runs()
     names = [run.name for run in runs]
     assert len(set(names)) == len(names) == 3 * (len(rl.METHODS) + 2)
-    assert {run.method for run in runs} == set(rl.METHODS) == set(rl.STEPS) == set(rl.RATE)
+    assert {run.method for run in runs} == set(rl.METHODS) == set(rl.TUNING)
     assert all(run.permute == run.name.startswith("permuted") for run in runs)
     with pytest.raises(ValueError, match="no run 'nft-9'"):
         rl.train(rl.Path("nowhere"), ["nft-9"])

@@ -38,12 +38,6 @@ METHODS = ("nft", "flash_grpo", "dpo", "identity_grpo", "ipro")
 SEEDS = (0, 1, 2)
 FACESIM = "opens2v_facesim"
 RANK = 16
-# Ours, for nano: updates, groups of 8 takes each, and the learning rate.
-STEPS = {"nft": 200, "flash_grpo": 200, "dpo": 200, "identity_grpo": 40, "ipro": 60}
-STEP_GROUPS = {"identity_grpo": 8}
-RATE = {"nft": 1e-3, "flash_grpo": 1e-3, "dpo": 1e-3, "identity_grpo": 1e-3, "ipro": 1e-3}
-# Takes of a group in a step; of those that are made anew, with gradients, fewer.
-STEP_TAKES = {"ipro": 4}
 BUNDLE = "nano.json"
 # Nodes of the graph by what they are for; what comes after Save Rollouts only shows.
 _SAMPLER, _SCHEDULE, _TAKES, _REWARD, _SCORES, _SAVE = "13", "14", "15", "16", "17", "18"
@@ -59,6 +53,29 @@ class Run:
     seed: int
     permute: bool = False
     rewards: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a method is trained on nano; below 0, and 0 groups, are the method's own."""
+
+    steps: int
+    rate: float = 1e-3
+    groups: int = 0
+    takes: int = TAKES
+    beta: float = -1.0
+    kl: float = -1.0
+
+
+# Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it; takes that
+# are made anew, with gradients, are few at a time.
+TUNING = {
+    "nft": Tuning(200, beta=0.1),
+    "flash_grpo": Tuning(200),
+    "dpo": Tuning(200),
+    "identity_grpo": Tuning(40, groups=8),
+    "ipro": Tuning(260, 2e-3, groups=1, takes=4, kl=0.5),
+}
 
 
 def all_runs() -> tuple[Run, ...]:
@@ -165,7 +182,7 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
     files, settings = module("model_loaders.files"), module("idcrafter.training.rl_settings").Settings
     loaded = module("model_loaders.bundle").load_bundle(files.require("idcrafter_bundles", BUNDLE))
     policy = module("idcrafter.rollouts.provenance").patcher_hashes(loaded.model, files.sha256_of)["policy"]
-    rl_run = module("idcrafter.training.rl_run")
+    rl_run, tuning = module("idcrafter.training.rl_run"), TUNING[run.method]
     trained = rl_run.train_lora(
         loaded.model,
         policy,
@@ -174,10 +191,12 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
         settings.of(
             run.method,
             run.rewards,
-            STEP_GROUPS.get(run.method, 0),
-            steps=steps or STEPS[run.method],
-            takes=STEP_TAKES.get(run.method, TAKES),
-            rate=RATE[run.method],
+            tuning.groups,
+            steps=steps or tuning.steps,
+            takes=tuning.takes,
+            rate=tuning.rate,
+            beta=tuning.beta,
+            kl=tuning.kl,
             seed=run.seed,
             permute=run.permute,
         ),
