@@ -20,6 +20,7 @@ GRAPHS = {
     "best_of_eight": {"mp4", "json", "png"},
     "score_a_video": {"json", "csv", "png"},
     "relations": {"png"},
+    "vlm_guidance": {"mp4", "json", "png"},
     "identity_injection": {"mp4", "json", "png"},
     "collect_rollouts": {"mp4", "png"},
     "train_lora": {"png"},
