@@ -184,7 +184,7 @@ def rows(bench, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["none", "references", "full"])
+@pytest.mark.parametrize("name", ["references", "full"])
 def test_clip_of_a_batch_is_the_clip_that_the_nodes_give(bench, rows, name):
     with torch.inference_mode():
         row = bench.row_of(name, rows)

@@ -17,6 +17,8 @@ PATCHED = {
     "cogvideox-i2v, with people": "cogvideox-i2v",
 }
 CASES = (*tiny_families.FAMILIES, *PATCHED)
+# Tracing takes long: the networks that differ in what they run, and every patch.
+COMPILED = ("wan-i2v", "vace", "humo", "cogvideox-i2v", *PATCHED)
 NO_REFERENCES = ("wan-t2v", "wan-ti2v", "cogvideox")
 
 
@@ -257,6 +259,7 @@ def test_context_windows(pack, model, shot, shot_of, family):
     assert result.shape == plain.shape and 0 < (result - plain).square().mean() < plain.var()
 
 
+@pytest.mark.parametrize("case", COMPILED, indirect=True)
 def test_torch_compile(pack, model, shot):
     """Traced by core's node (backend eager: the graph without a compiler) the network gives the same."""
     import torch._dynamo

@@ -12,7 +12,7 @@ from support import onnx_faces
 from tools.client import GraphError, Interrupted
 from tools.server import Server
 
-STEPS = 150
+STEPS = 60
 
 
 @pytest.fixture(scope="module")

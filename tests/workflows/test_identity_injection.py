@@ -12,7 +12,7 @@ from support import video
 from tools.client import GraphError
 
 GRAPH = Path(__file__).resolve().parents[2] / "workflows" / "api" / "identity_injection.json"
-ADAPTER, INJECT, TAKES, PICK, VIDEO, MAPS, SHOWN = "2 16 19 21 25 26 27".split()  # node ids
+ADAPTER, INJECT, SCHEDULE, TAKES, PICK, VIDEO, MAPS, SHOWN = "2 16 18 19 21 25 26 27".split()  # node ids
 NAMES = ["Ada", "Bo", "Cy"]
 
 
@@ -67,6 +67,7 @@ def test_three_people_and_who_is_where(render, graph):
 
 
 def test_the_adapter_is_what_changes_the_video(render, graph):
+    graph[SCHEDULE]["inputs"]["steps"] = 5
     graph[TAKES]["inputs"]["takes"] = 1
     weak = json.loads(json.dumps(graph))
     weak[INJECT]["inputs"]["strength"] = 0.3
@@ -74,6 +75,7 @@ def test_the_adapter_is_what_changes_the_video(render, graph):
 
 
 def test_without_strength_there_is_nobody_to_show(client, graph):
+    graph[SCHEDULE]["inputs"]["steps"] = 2
     graph[TAKES]["inputs"]["takes"] = 1
     graph[INJECT]["inputs"]["strength"] = 0.0
     with pytest.raises(GraphError, match="No router has seen anybody") as caught:

@@ -98,6 +98,8 @@ def test_pictures_are_written(render, quickstart):
 
 
 def test_same_seed_same_video_other_seed_other_video(render, quickstart, forget):
+    quickstart[SCHEDULE]["inputs"]["steps"] = 8
+    quickstart[TAKES]["inputs"]["takes"] = 2
     first = render(quickstart)
     forget()
     again = render(quickstart)
@@ -120,7 +122,7 @@ def test_takes_overlap_where_their_seeds_do(render, quickstart):
 
 def test_interrupt_in_the_third_take_leaves_two(render, quickstart, client, comfyui_server, forget):
     forget()
-    quickstart[SCHEDULE]["inputs"]["steps"] = 40  # long enough to be hit in the middle
+    quickstart[SCHEDULE]["inputs"]["steps"] = 20  # long enough to be hit in the middle
     prompt_id = client.queue(quickstart)
     deadline = time.monotonic() + 300
     while len(take_files(comfyui_server)) < 2 and time.monotonic() < deadline:
