@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# Processes that share the cores, and the servers that they start; read when torch is imported.
-_SHARES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _SHARES)))
+# Workers share the cores with each other, and with the servers that they start; read when torch is imported. Not in the
+# process that starts them: they would inherit its number.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
