@@ -66,6 +66,7 @@ class Tuning:
     takes: int = TAKES
     beta: float = -1.0
     kl: float = -1.0
+    ema: float = -1.0
 
 
 # Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it; takes that
@@ -75,7 +76,7 @@ TUNING = {
     "flash_grpo": Tuning(120),
     "dpo": Tuning(80, 5e-4),
     "identity_grpo": Tuning(40, groups=8),
-    "ipro": Tuning(260, 2e-3, groups=1, takes=4, kl=0.5),
+    "ipro": Tuning(400, 2e-3, groups=1, takes=4, kl=0.5, ema=0.98),
 }
 
 
@@ -198,6 +199,7 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
             rate=tuning.rate,
             beta=tuning.beta,
             kl=tuning.kl,
+            ema=tuning.ema,
             seed=run.seed,
             permute=run.permute,
         ),
