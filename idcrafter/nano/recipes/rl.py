@@ -30,7 +30,7 @@ from .text import NAMES
 
 log = logging.getLogger("idcrafter.nano")
 GRAPH = Path(__file__).resolve().parents[3] / "workflows" / "api" / "collect_rollouts.json"
-GROUPS, TAKES, SAMPLING_STEPS, RANDOM_STEPS = 64, 8, 8, 5
+GROUPS, TAKES, SAMPLING_STEPS, RANDOM_STEPS = 192, 8, 8, 5
 PHOTO_SIZE = 256
 # First seeds: of identities, of stories, and of takes.
 PEOPLE, STORIES, NOISE = 20_000, 410_000, 1_000_000
