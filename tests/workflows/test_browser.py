@@ -24,7 +24,6 @@ GRAPHS = {
     "identity_injection": {"mp4", "json", "png"},
     "collect_rollouts": {"mp4", "png"},
     "train_lora": {"png"},
-    "before_after": {"mp4", "json"},
 }
 # What Run is pressed with, but for screenshots; as they are, the graphs run in the other tests of this folder.
 SMALLER = {
