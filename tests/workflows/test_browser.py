@@ -25,7 +25,7 @@ GRAPHS = {
     "collect_rollouts": {"mp4", "png"},
     "train_lora": {"png"},
 }
-# What Run is pressed with, but for screenshots; as they are, the graphs run in the other tests of this folder.
+# What Run is pressed with, but for screenshots, to save time; what the videos must show is for the other tests here.
 SMALLER = {
     "BasicScheduler": {"steps": 4},
     "IDCrafterSampleTakes": {"takes": 2, "budget": 0},

@@ -36,7 +36,6 @@ PHOTO_SIZE = 256
 PEOPLE, STORIES, NOISE = 20_000, 410_000, 1_000_000
 METHODS = ("nft", "flash_grpo", "dpo", "identity_grpo", "ipro")
 SEEDS = (0, 1, 2)
-SHIPPED = "ipro-0"  # a run: the first of the method that gains most
 FACESIM = "opens2v_facesim"
 RANK = 16
 BUNDLE = "nano.json"
@@ -70,7 +69,7 @@ class Tuning:
 
 
 # Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it; takes that
-# are made anew, with gradients, are few at a time. Pairs of so few groups are soon learned by heart.
+# are made anew, with gradients, are few at a time. Pairs are soon learned by heart.
 TUNING = {
     "nft": Tuning(200, beta=0.1),
     "flash_grpo": Tuning(120),
