@@ -129,6 +129,8 @@ class Row:
 class Bench:
     """The stack, its gallery of sealed identities and the clips."""
 
+    scenes = SCENES
+
     def __init__(self, clips: dict[int, int], steps: int = STEPS, bundle: str = BUNDLE):
         self.bundle = bundle
         self.stack = stack = nano.Stack(bundle)
@@ -159,7 +161,7 @@ class Bench:
 
     def _draw(self, count: int) -> Iterator[Clip]:
         """Endless clips of `count` people in which something moves."""
-        seed, index = SCENES + 1000 * count, 0
+        seed, index = self.scenes + 1000 * count, 0
         while True:
             people = tuple(int(i) for i in np.random.default_rng(seed).permutation(GALLERY)[:count])
             spec = self.crowd.sample_crowd_spec(tuple(self.people[who] for who in people), seed)

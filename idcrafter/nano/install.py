@@ -9,13 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from .recipes import adapter, data, dit, faces, guidance, vae, vlm, vlm_data
+from .recipes import adapter, data, dit, faces, guidance, rl, vae, vlm, vlm_data
 from .world import plant_clip, render_photo, sample_identity
 from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
 
 WEIGHTS = Path(__file__).parent / "weights"
 LICENCE = "Apache-2.0"
 REMAKE = "python -m idcrafter.nano train all && python -m idcrafter.nano install"
+REMAKE_RL = f"python -m idcrafter.nano rl --only {rl.SHIPPED} && python -m idcrafter.nano install"
 FILES = {
     "model": ("diffusion_models", "idcrafter_nano_dit.safetensors"),
     "text_encoder": ("text_encoders", "idcrafter_nano_umt5.safetensors"),
@@ -34,6 +35,8 @@ GUIDANCE = (
     ("guidance", guidance.PRETRAINED),
     ("guidance", guidance.PLAIN),
 )
+# What reinforcement learning made of the installed weights, and the run that is shipped.
+RL_RUN, RL_LORA = f"{rl.SHIPPED}.safetensors", ("loras", "idcrafter_nano_rl.safetensors")
 # The example cast of the workflows: validation identities that training never saw.
 EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False), "cy": (46, 2, True)}
 PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
@@ -50,7 +53,7 @@ def _digest(path: Path) -> str:
 def _runs(folder: Path) -> dict[str, dict]:
     """Last row of each training curve and the sum of its seconds over resumed runs."""
     runs = {}
-    for path in sorted(folder.glob("*.curve.jsonl")):
+    for path in [*sorted(folder.glob("*.curve.jsonl")), *folder.glob(f"rl/loras/{rl.SHIPPED}.curve.jsonl")]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         seconds = sum(
             row["seconds"]
@@ -83,6 +86,8 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "told in more forms. The recipe now begins with all of that. The aligner turns what the VLM has read and",
         "answered into the text encoder's tokens; it and the",
         f"LoRA `{guidance.LORA}` were tuned together on stories of the DiT's clips.",
+        f"`{RL_LORA[1]}` was trained on {rl.GROUPS} casts' takes of the whole stack, in pairs that the likeness of their",
+        "faces to the photos and their motion have ranked (`recipes/rl.py`); its curve is beside it.",
         "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
@@ -97,7 +102,8 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "|---|---|---|",
         *[f"| {part} | {name} | {value:.3f} |" for part, values in scores.items() for name, value in values.items()],
         "",
-        f"Train them anew with `{REMAKE}`; every run is seeded and resumes where it stopped.",
+        f"Train them anew with `{REMAKE}`, and the LoRA of its takes with `{REMAKE_RL}`; every run is seeded and",
+        "resumes where it stopped.",
         "",
     ]
     return "\n".join(lines)
@@ -150,6 +156,15 @@ def _write_bundle(file: str, name: str, about: str, entries: dict[str, dict]) ->
     path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
+def install_rl(folder: Path) -> None:
+    """Copies the shipped run's LoRA and curve, if ``folder`` has them; they come from what was installed before."""
+    kind, name = RL_LORA
+    path = folder / RL_RUN
+    if path.is_file():
+        _copy(path, kind, name)
+        _copy(path.with_suffix(".curve.jsonl"), kind, Path(name).with_suffix(".curve.jsonl").name)
+
+
 def install(folder: Path) -> None:
     """Copies what ``folder`` holds into ``weights`` and measures the parts on sealed identities."""
     entries: dict[str, dict] = {}
@@ -190,6 +205,7 @@ def install(folder: Path) -> None:
         _copy(path, "/".join(VLM))
     for kind, name in GUIDANCE:
         _copy(folder / name, kind)
+    install_rl(folder / "rl" / "loras")
     write_photos()
     write_clip()
     scores = {
