@@ -30,7 +30,7 @@ from .text import NAMES
 
 log = logging.getLogger("idcrafter.nano")
 GRAPH = Path(__file__).resolve().parents[3] / "workflows" / "api" / "collect_rollouts.json"
-GROUPS, TAKES, SAMPLING_STEPS, RANDOM_STEPS = 128, 8, 8, 5
+GROUPS, TAKES, SAMPLING_STEPS, RANDOM_STEPS = 96, 8, 8, 5
 PHOTO_SIZE = 256
 # First seeds: of identities, of stories, and of takes.
 PEOPLE, STORIES, NOISE = 20_000, 410_000, 1_000_000
@@ -73,9 +73,9 @@ class Tuning:
 _MOVING = "identity=1, motion=0.4"
 TUNING = {
     "dpo": Tuning(80, 5e-4, rewards=_MOVING),
-    "nft": Tuning(200, beta=0.1, rewards=_MOVING),
-    "flash_grpo": Tuning(120),
-    "identity_grpo": Tuning(40, groups=8),
+    "nft": Tuning(150, beta=0.1, rewards=_MOVING),
+    "flash_grpo": Tuning(80),
+    "identity_grpo": Tuning(24, groups=8),
 }
 
 
