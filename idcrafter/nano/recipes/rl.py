@@ -63,16 +63,17 @@ class Tuning:
     steps: int
     rate: float = 1e-3
     groups: int = 0
+    takes: int = TAKES
     beta: float = -1.0
     rewards: str = ""
 
 
-# Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it. Pairs are
-# soon learned by heart, so they get few steps. The reward's gate asks for motion only up to its floor: where the best
-# take is all that counts, stiller ones win above it, unless motion is a reward of its own.
-_MOVING = "identity=1, motion=0.4"
+# Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it. DPO sees
+# the best two takes of a group with its worst two: those between hardly differ. The reward's gate asks for motion only
+# up to its floor: where the best takes are all that counts, stiller ones win above it, unless motion is rewarded too.
+_MOVING = "identity=1, motion=0.3"
 TUNING = {
-    "dpo": Tuning(80, 5e-4, rewards=_MOVING),
+    "dpo": Tuning(80, 5e-4, groups=4, takes=4, rewards=_MOVING),
     "nft": Tuning(150, beta=0.1, rewards=_MOVING),
     "flash_grpo": Tuning(80),
     "identity_grpo": Tuning(24, groups=8),
@@ -194,7 +195,7 @@ def train_run(folder: Path, run: Run, rollouts: Path, path: Path, steps: int | N
             run.rewards or tuning.rewards,
             tuning.groups,
             steps=steps or tuning.steps,
-            takes=TAKES,
+            takes=tuning.takes,
             rate=tuning.rate,
             beta=tuning.beta,
             seed=run.seed,
