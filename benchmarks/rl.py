@@ -6,8 +6,8 @@ and noise that no collection has seen. LoRAs of another model than the bundle's 
 
 The measures of a clip (means over clips, with 95 % bootstrap intervals):
 
-    reward            what was trained on, but for copy_paste, which one photo cannot tell: the identity score, gated by
-                      motion (`rewards/terms.py`, recommended_reward)
+    reward            what takes were collected with, but for copy_paste, which one photo cannot tell: the identity
+                      score, gated by motion (`rewards/terms.py`, recommended_reward)
     identity_mean     cosine of the face that is assigned to a subject, 0 where there is none, mean of the subjects
     identity_worst    the same of the worst subject
     monitor           identity_mean by the monitor, an embedder that no reward has used, with a gallery of its own

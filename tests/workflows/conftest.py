@@ -1,6 +1,7 @@
-"""A real browser for the tests that look at graphs."""
+"""A real browser for the tests that look at graphs, and what graphs write."""
 
 import shutil
+from collections import defaultdict
 
 import pytest
 
@@ -15,3 +16,17 @@ def browser():
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def written(client, comfyui_server):
+    """Run a graph: its entry in the history, and the files that its nodes wrote, {node id: [path, ...]}."""
+
+    def run(graph):
+        entry = client.run(graph)
+        files = defaultdict(list)
+        for file in client.files(entry):
+            files[file["node"]].append(comfyui_server.base / file["type"] / file["subfolder"] / file["filename"])
+        return entry, files
+
+    return run

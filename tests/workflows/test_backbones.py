@@ -75,17 +75,13 @@ def graph_of(names):
 
 
 @pytest.fixture
-def render(client, comfyui_server):
+def render(written, comfyui_server):
     """Run a graph; its video [T, H, W, 3] with the rate, its files by title of the node, and what the log says."""
 
     def render(graph):
         before = comfyui_server.log.stat().st_size
-        entry = client.run(graph)
-        files = {}
-        for file in client.files(entry):
-            folder = comfyui_server.base / ("output" if file["type"] == "output" else "temp") / file["subfolder"]
-            path = folder / file["filename"]
-            files.setdefault(graph[file["node"]]["_meta"]["title"], []).append(path)
+        _, found = written(graph)
+        files = {graph[node]["_meta"]["title"]: paths for node, paths in found.items()}
 
         def file(suffix):
             (path,) = (path for paths in files.values() for path in paths if path.suffix == suffix)

@@ -33,12 +33,10 @@ def takes_folder(client, comfyui_server):
 
 
 @pytest.fixture
-def render(client, comfyui_server):
+def render(written):
     def run(graph):
-        entry = client.run(graph)
-        output = comfyui_server.base / "output"
-        files = {file["node"]: output / file["subfolder"] / file["filename"] for file in client.files(entry)}
-        report = json.loads(files[PICK].with_suffix(".json").read_text("utf-8"))
+        entry, files = written(graph)
+        report = json.loads(files[PICK][0].read_text("utf-8"))
         return SimpleNamespace(entry=entry, files=files, report=report, search=report.get("search"))
 
     return run
@@ -63,8 +61,8 @@ def test_the_best_of_eight_within_the_budget(render, graph, takes_folder):
     assert text.startswith(f"Take search: {len(finished)} of 8 takes finished")
     for take in search["pruned"]:
         assert f"Pruned seed {take['seed']} after step {take['step']} of 20" in text
-    assert video.frames(done.files[VIDEO]).shape == (9, 256, 384, 3)
-    assert np.asarray(Image.open(done.files[SCORECARD]).convert("RGB")).std() > 10
+    assert video.frames(done.files[VIDEO][0]).shape == (9, 256, 384, 3)
+    assert np.asarray(Image.open(done.files[SCORECARD][0]).convert("RGB")).std() > 10
 
 
 def test_a_survivor_is_what_its_seed_gives_alone(render, graph, takes_folder):

@@ -24,6 +24,7 @@ GRAPHS = {
     "identity_injection": {"mp4", "json", "png"},
     "collect_rollouts": {"mp4", "png"},
     "train_lora": {"png"},
+    "before_after": {"mp4", "json"},
 }
 # What Run is pressed with, but for screenshots, to save time; what the videos must show is for the other tests here.
 SMALLER = {

@@ -26,24 +26,20 @@ def graph() -> dict:
 
 
 @pytest.fixture
-def render(client, comfyui_server):
+def render(written):
     """Run a graph: `clip` [T, H, W, 3], `report`, the `maps` as drawn [T, h, w, 3], and `shares` [S, T, H, W]."""
 
-    def pictures(files, node):
-        folder = comfyui_server.base / "temp"
-        paths = [folder / file["subfolder"] / file["filename"] for file in files if file["node"] == node]
+    def pictures(paths):
         return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
 
     def render(graph):
-        files = client.files(client.run(graph))
-        output = comfyui_server.base / "output"
-        written = {file["node"]: output / file["subfolder"] / file["filename"] for file in files}
-        report = json.loads(written[PICK].with_suffix(".json").read_text("utf-8"))
-        shares = pictures(files, "91")[..., 0] / 255
+        _, files = written(graph)
+        report = json.loads(files[PICK][0].read_text("utf-8"))
+        shares = pictures(files["91"])[..., 0] / 255
         return SimpleNamespace(
-            clip=video.frames(written[VIDEO]),
+            clip=video.frames(files[VIDEO][0]),
             report=report,
-            maps=pictures(files, SHOWN),
+            maps=pictures(files[SHOWN]),
             shares=shares.reshape(len(NAMES), -1, *shares.shape[1:]),
         )
 

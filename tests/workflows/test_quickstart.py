@@ -16,17 +16,13 @@ BUNDLE, BO, SHEET, SCHEDULE, TAKES, TIMELINE, PICK, VIDEO = "1 5 8 14 15 17 18 2
 
 
 @pytest.fixture
-def render(client, comfyui_server):
+def render(written):
     """Run a graph and read what it wrote: `video` [T, H, W, 3], `report`, and the files by node."""
 
     def run(graph):
-        entry = client.run(graph)
-        output = comfyui_server.base / "output"
-        files = {}
-        for file in client.files(entry):  # of a node with several files, the first
-            files.setdefault(file["node"], output / file["subfolder"] / file["filename"])
-        report = json.loads(files[PICK].read_text("utf-8"))
-        return SimpleNamespace(entry=entry, files=files, report=report, path=files[VIDEO])
+        entry, files = written(graph)
+        report = json.loads(files[PICK][0].read_text("utf-8"))
+        return SimpleNamespace(entry=entry, files=files, report=report, path=files[VIDEO][0])
 
     return run
 
@@ -91,8 +87,9 @@ def test_nano_keeps_both_people(render, quickstart):
 def test_pictures_are_written(render, quickstart):
     done = render(quickstart)
     for node, name in ((SHEET, "contact_sheet"), (TIMELINE, "timeline")):
-        picture = Image.open(done.files[node])
-        assert done.files[node].name.startswith(name) and picture.format == "PNG"
+        (path,) = done.files[node]
+        picture = Image.open(path)
+        assert path.name.startswith(name) and picture.format == "PNG"
         assert picture.width >= 200 and picture.height >= 100
         assert np.asarray(picture.convert("RGB")).std() > 10
 

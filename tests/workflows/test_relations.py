@@ -23,14 +23,13 @@ def graph_of(name):
 
 
 @pytest.fixture
-def related(client, comfyui_server):
+def related(written):
     """Run the graph relations; `prompt`, `graph` and `note` as shown, and the `picture`."""
 
     def run(graph):
-        entry = client.run(graph)
+        entry, files = written(graph)
         shown = {node: entry["outputs"][node]["text"][0] for node in (PROMPT, GRAPH, NOTE)}
-        (file,) = (file for file in client.files(entry) if file["node"] == PICTURE)
-        path = comfyui_server.base / "output" / file["subfolder"] / file["filename"]
+        (path,) = files[PICTURE]
         picture = np.asarray(Image.open(path).convert("RGB"))
         graph = json.loads(shown[GRAPH])
         told = [(each["subject"], each["predicate"], each["object"]) for each in graph["relations"]]
@@ -73,16 +72,14 @@ def test_an_edited_graph_makes_the_prompt(related):
 
 
 @pytest.fixture
-def render(client, comfyui_server):
+def render(written):
     """Run the graph vlm_guidance; `clip` [T, H, W, 3], `report`, and what the VLM has `read`."""
 
     def run(graph):
-        entry = client.run(graph)
-        output = comfyui_server.base / "output"
-        files = {file["node"]: output / file["subfolder"] / file["filename"] for file in client.files(entry)}
-        report = json.loads(files[PICK].with_suffix(".json").read_text("utf-8"))
+        entry, files = written(graph)
+        report = json.loads(files[PICK][0].read_text("utf-8"))
         read = entry["outputs"].get(READ, {}).get("text", [""])[0]
-        return SimpleNamespace(clip=video.frames(files[VIDEO]), report=report, read=read)
+        return SimpleNamespace(clip=video.frames(files[VIDEO][0]), report=report, read=read)
 
     return run
 

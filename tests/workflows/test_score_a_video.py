@@ -20,14 +20,12 @@ def graph() -> dict:
 
 
 @pytest.fixture
-def results(client, comfyui_server):
+def results(written):
     """Run a graph; returns the paths that the scoring node wrote, by ending."""
 
     def run(graph):
-        entry = client.run(graph)
-        output = comfyui_server.base / "output"
-        files = [file for file in client.files(entry) if file["node"] == SCORE]
-        return {file["filename"].rsplit(".")[-1]: output / file["subfolder"] / file["filename"] for file in files}
+        _, files = written(graph)
+        return {path.suffix.removeprefix("."): path for path in files[SCORE]}
 
     return run
 
