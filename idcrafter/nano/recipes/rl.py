@@ -73,8 +73,8 @@ class Tuning:
 # up to its floor: where the best takes are all that counts, stiller ones win above it, unless motion is rewarded too.
 _MOVING = "identity=1, motion=0.3"
 TUNING = {
-    "dpo": Tuning(80, 5e-4, groups=4, takes=4, rewards=_MOVING),
-    "nft": Tuning(150, beta=0.1, rewards=_MOVING),
+    "dpo": Tuning(64, 5e-4, groups=4, takes=4, rewards=_MOVING),
+    "nft": Tuning(80, beta=0.1, rewards=_MOVING),
     "flash_grpo": Tuning(80),
     "identity_grpo": Tuning(24, groups=8),
 }
