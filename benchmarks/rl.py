@@ -50,7 +50,7 @@ CLIPS = 64
 MONITOR = "idcrafter_nano_monitor"
 LORAS = inprocess.ROOT / "nano-training" / "rl" / "loras"
 # Not the scenes of the ablation: by those the settings of the methods were chosen.
-SCENES = 150_000
+SCENES = 160_000
 BEFORE, PERMUTED, GAMED = "before", "permuted", "gamed"
 CONTROLS = (PERMUTED, GAMED)
 MEASURES = (
