@@ -43,12 +43,14 @@ for name, (paths, extensions) in folders.items():
 print(json.dumps({{"seconds": seconds, "modules": new, "added": added, "name": pack.module.__name__}}))
 """
 
+QUICK = 0.5  # seconds of processor time
+
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """The fastest of up to three loads in processes of their own (other work on the machine makes single ones slow)."""
+    """The fastest of up to eight loads in processes of their own: a shared processor is at times half as fast."""
     best = None
-    for _ in range(3):
+    for _ in range(8):
         base = str(tmp_path_factory.mktemp("probe"))
         code = PROBE.format(comfyui=str(comfyui_folder()), tests=str(ROOT / "tests"), base=base)
         done = subprocess.run([sys.executable, "-c", code], cwd=base, capture_output=True, text=True)
@@ -56,7 +58,7 @@ def loaded(tmp_path_factory):
         answer = json.loads(done.stdout.splitlines()[-1])
         if best is None or answer["seconds"] < best["seconds"]:
             best = answer
-        if best["seconds"] < 0.4:
+        if best["seconds"] < QUICK:
             break
     return best
 
@@ -131,7 +133,7 @@ def test_optional_inputs_may_be_left_unconnected(pack):
 
 
 def test_import_is_quick(loaded):
-    assert loaded["seconds"] < 0.5
+    assert loaded["seconds"] < QUICK
 
 
 def test_import_brings_no_heavy_module(loaded):
