@@ -49,8 +49,6 @@ from idcrafter.rewards import identity, motion, opens2v  # noqa: E402
 CLIPS = 64
 MONITOR = "idcrafter_nano_monitor"
 LORAS = inprocess.ROOT / "nano-training" / "rl" / "loras"
-# Not the scenes of the ablation: by those the settings of the methods were chosen.
-SCENES = 160_000
 BEFORE, PERMUTED, GAMED = "before", "permuted", "gamed"
 CONTROLS = (PERMUTED, GAMED)
 MEASURES = (
@@ -66,7 +64,7 @@ _FILE = re.compile(r"(?P<method>\w+)-(?P<seed>\d+)")
 class RlBench(ablation.Bench):
     """The clips and the stack of the ablation, on the bundle's own model; with a monitor and what the rewards see."""
 
-    scenes = SCENES
+    scenes = 160_000  # by the ablation's own, the settings of the methods were chosen
 
     def __init__(self, clips: int, steps: int = ablation.STEPS):
         super().__init__({2: clips}, steps, "nano.json")
