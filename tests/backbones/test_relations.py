@@ -6,7 +6,7 @@ import torch
 from support import tiny_adapters, tiny_families
 from support.composition import Shot, noise
 
-CLOSE = {"rtol": 1e-4, "atol": 5e-5}
+CLOSE = {"rtol": 1e-4, "atol": 5e-4}
 KEYS = torch.tensor([[True, True, True, False]])
 
 
@@ -30,10 +30,17 @@ def injected(pack, models, tmp_path_factory):
     def injected(family):
         if family not in made:
             path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
-            made[family] = tiny_adapters.injection(pack, models[family], path)(models[family])
+            made[family] = tiny_adapters.injection(pack, models[family], path, louder)(models[family])
         return made[family], tiny_adapters.with_people(pack, Shot(pack, family))
 
     return injected
+
+
+def louder(weights):
+    """What the hierarchy heard must show in a video far above what batching rounds."""
+    for name, tensor in weights.items():
+        if name.startswith("perceiver") and name.endswith("to_out.weight") or "cross_modal.to_out" in name:
+            tensor.mul_(100)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_equals_the_numbers_of_the_reference():
     tokens, hidden = reference.inputs()
     identity = block_identity(attention, router, tokens[None], torch.ones(1, reference.SUBJECTS))
     residual, weights, logits = insert(attention, router, hidden, identity)
-    torch.testing.assert_close(logits[0], torch.tensor(PUBLISHED["logits"]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(logits[0], torch.tensor(PUBLISHED["logits"]), atol=2e-5, rtol=5e-6)
     torch.testing.assert_close(residual[0], torch.tensor(PUBLISHED["residual"]), atol=1e-5, rtol=0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, reference.LENGTH))
 

@@ -160,14 +160,14 @@ class TinyAnalyzer:
         return [DetectedFace(box, 1.0, marks.astype(np.float32), unit.astype(np.float32))]
 
 
-def injection(pack, model, path: Path):
+def injection(pack, model, path: Path, edit=None):
     """`inject(model)` with a seeded adapter that fits this tiny MODEL: what Inject Identity does to a MODEL."""
     lib = pack.submodule("idcrafter.backbones.identity")
     dit = model.get_model_object("diffusion_model")
     is_wan = hasattr(dit, "num_heads")
     more = {"reference_heads": dit.num_heads} if is_wan else {}
     found = config("wan" if is_wan else "cogvideox", dit.dim, len(dit.blocks), **OWN, **more)
-    patcher = pack.submodule("model_loaders.adapter").load_adapter(write_own(path, found))
+    patcher = pack.submodule("model_loaders.adapter").load_adapter(write_own(path, found, edit=edit))
     return lambda model: lib.inject(model, lib.next_key(model), patcher, lib.Injection(), ["Ada", "Bo"])
 
 
