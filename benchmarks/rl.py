@@ -1,8 +1,9 @@
 """What reinforcement learning on the nano stack's own takes does for people whom nobody has trained on.
 
-A row is a LoRA of `idcrafter/nano/recipes/rl.py` (METHOD-SEED.safetensors in the folder of --loras), or `before`, the
-model without one. All rows make the same clips: two sealed identities in the world of crowds, with stories, references
-and noise that no collection has seen. LoRAs of another model than the bundle's are refused.
+A row is a LoRA of `idcrafter/nano/recipes/rl.py` (METHOD-SEED.safetensors in the folder of --loras), or the two that
+are made to be worn together, of one seed (`ipro_dpo`), or `before`, the model without any. All rows make the same
+clips: two sealed identities in the world of crowds, with stories, references and noise that no collection has seen.
+LoRAs of another model than the bundle's are refused.
 
 The measures of a clip (means over clips, with 95 % bootstrap intervals):
 
@@ -44,6 +45,7 @@ inprocess.prepare_path()
 
 import _relation_scores as relations  # noqa: E402 - it imports idcrafter
 
+from idcrafter.nano.recipes.rl import STACKED  # noqa: E402
 from idcrafter.rewards import identity, motion, opens2v  # noqa: E402
 
 CLIPS = 64
@@ -58,6 +60,7 @@ REQUIRED = {
     "relative_gain": 0.10, "monitor_gain_low": 0.0, "motion_ratio": 0.95, "relation_ratio": 0.95,
     "permuted_gain_high": 0.05,
 }  # fmt: skip
+STACK = "_".join(STACKED)
 _FILE = re.compile(r"(?P<method>\w+)-(?P<seed>\d+)")
 
 
@@ -76,17 +79,18 @@ class RlBench(ablation.Bench):
         hashes = module("idcrafter.rollouts.provenance").patcher_hashes(self.stack.model, self.files.sha256_of)
         self.policy = hashes["policy"]
 
-    def lora_row(self, path: Path | None) -> ablation.Row:
-        """The row of a LoRA, or of the model without; ValueError for one that was trained on another model."""
-        if path is None:
-            return ablation.Row(BEFORE, self.stack.model, None, {}, self._key(BEFORE, {}))
-        said = self.files.read_header(path).metadata
-        if said.get("policy") != self.policy:
-            raise ValueError(f"'{path.name}' was trained on another model than the bundle's; train it again.")
-        model = self.lora.apply_lora(self.stack.model, self.lora.load_lora(path, self.stack.model).weights, 1.0)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        facts = {name: said[name] for name in ("method", "steps", "rank", "seed", "data")} | {"sha256": digest}
-        return ablation.Row(path.stem, model, None, facts, self._key(path.stem, {path.name: digest}))
+    def lora_row(self, name: str, paths: Sequence[Path] = ()) -> ablation.Row:
+        """The row of a LoRA or of several at once, or of the model without; ValueError for another model's."""
+        model, digests, facts = self.stack.model, {}, {}
+        for path in paths:
+            said = self.files.read_header(path).metadata
+            if said.get("policy") != self.policy:
+                raise ValueError(f"'{path.name}' was trained on another model than the bundle's; train it again.")
+            model = self.lora.apply_lora(model, self.lora.load_lora(path, model).weights, 1.0)
+            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            known = {key: said[key] for key in ("method", "steps", "rank", "seed", "data")}
+            facts[path.stem] = known | {"sha256": digests[path.name]}
+        return ablation.Row(name, model, None, {"loras": facts}, self._key(name, digests))
 
     def measure(self, clip: ablation.Clip, frames: torch.Tensor) -> dict:
         """The measures of the module."""
@@ -112,6 +116,16 @@ class RlBench(ablation.Bench):
             "relation_accuracy": relations.right(relations.relations(clip.truth, clip.ends, found, subjects)),
             "facesim": opens2v.face_sim(found, subjects[0]),
         }
+
+
+def rows_in(folder: Path, only: Sequence[str] | None = None) -> dict[str, tuple[Path, ...]]:
+    """The files of each row that can be made of a folder's LoRAs, or of those named in `only`; `before` has none."""
+    rows = {path.stem: (path,) for path in sorted(folder.glob("*.safetensors")) if _FILE.fullmatch(path.stem)}
+    for seed in sorted({_FILE.fullmatch(name)["seed"] for name in rows}):
+        parts = [f"{method}-{seed}" for method in STACKED]
+        if all(part in rows for part in parts):
+            rows[f"{STACK}-{seed}"] = tuple(path for part in parts for path in rows[part])
+    return {BEFORE: ()} | {name: paths for name, paths in rows.items() if only is None or name in only}
 
 
 def summarise(clips: Sequence[dict]) -> dict:
@@ -206,9 +220,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS, help="default: %(default)s")
     parser.add_argument("--work", type=Path, help="folder for what is done, and sheets (default: FILE's name, -work)")
     arguments = parser.parse_args()
-    found = sorted(path for path in arguments.loras.glob("*.safetensors") if _FILE.fullmatch(path.stem))
-    paths = [path for path in found if arguments.only is None or path.stem in arguments.only]
-    if not paths:
+    files = rows_in(arguments.loras, arguments.only)
+    if len(files) == 1:
         parser.error(
             f"no LoRAs in '{arguments.loras}'; train them by 'python -m idcrafter.nano rl', or say where by --loras"
         )
@@ -220,7 +233,7 @@ def main() -> None:
         set_progress_bar_enabled(False)
         with torch.inference_mode():
             bench = RlBench(max(1, arguments.clips // (8 if arguments.quick else 1)))
-            rows = [bench.lora_row(path) for path in (None, *paths)]
+            rows = [bench.lora_row(name, paths) for name, paths in files.items()]
             measured = ablation.run_rows(bench, rows, work, {})
     result = result_of({row.name: row.facts for row in rows}, measured)
     result |= {"steps": bench.steps, "cfg_text": nano.CFG_TEXT, "cfg_images": nano.CFG_IMAGES}

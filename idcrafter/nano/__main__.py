@@ -2,7 +2,7 @@
 
 train vae|text|recogniser|monitor|detector|dit|t2v|adapter|vlm|guidance|all [--dir DIR]   resumes where it stopped
 rl [--dir DIR] [--only RUN ...] [--groups N]   collects rollouts of the installed weights and trains LoRAs on them
-install [--dir DIR]   copies the results into idcrafter/nano/weights and writes the bundle and the card
+install [all|rl] [--dir DIR]   copies the results into idcrafter/nano/weights; all: and writes the bundles and the card
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     learn = commands.add_parser("rl", help="collect rollouts of the installed weights and train LoRAs on them")
     learn.add_argument("--only", nargs="+", default=(), metavar="RUN", help="for example nft-0 (default: all runs)")
     learn.add_argument("--groups", type=int, default=rl.GROUPS, help="to collect (default: %(default)s)")
-    for command in (
-        train,
-        learn,
-        commands.add_parser("install", help="copy trained weights into the pack and write the bundle and the card"),
-    ):
+    place = commands.add_parser("install", help="copy trained weights into the pack")
+    place.add_argument(
+        "part", nargs="?", choices=("all", "rl"), default="all",
+        help="all parts, with the bundles and the card, or the LoRA that 'rl' made (default: %(default)s)",
+    )  # fmt: skip
+    for command in (train, learn, place):
         command.add_argument(
             "--dir",
             type=Path,
@@ -53,7 +54,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if arguments.command == "install":
-        install.install(arguments.dir)
+        if arguments.part == "rl":
+            install.install_rl(arguments.dir / "rl" / "loras")
+        else:
+            install.install(arguments.dir)
         return
     arguments.dir.mkdir(parents=True, exist_ok=True)
     if arguments.command == "rl":

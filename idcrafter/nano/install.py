@@ -16,7 +16,7 @@ from .world.scene import FPS, FRAMES, HEIGHT, WIDTH
 WEIGHTS = Path(__file__).parent / "weights"
 LICENCE = "Apache-2.0"
 REMAKE = "python -m idcrafter.nano train all && python -m idcrafter.nano install"
-REMAKE_RL = f"python -m idcrafter.nano rl --only {rl.SHIPPED} && python -m idcrafter.nano install"
+REMAKE_RL = f"python -m idcrafter.nano rl --only {' '.join(rl.SHIPPED)}"
 FILES = {
     "model": ("diffusion_models", "idcrafter_nano_dit.safetensors"),
     "text_encoder": ("text_encoders", "idcrafter_nano_umt5.safetensors"),
@@ -35,8 +35,8 @@ GUIDANCE = (
     ("guidance", guidance.PRETRAINED),
     ("guidance", guidance.PLAIN),
 )
-# What reinforcement learning made of the installed weights, and the run that is shipped.
-RL_RUN, RL_LORA = f"{rl.SHIPPED}.safetensors", ("loras", "idcrafter_nano_rl.safetensors")
+# What reinforcement learning made of the installed weights: the shipped runs, and what their LoRAs are called.
+RL_LORAS = {run: ("loras", f"idcrafter_nano_{run.rsplit('-', 1)[0]}.safetensors") for run in rl.SHIPPED}
 # The example cast of the workflows: validation identities that training never saw.
 EXAMPLES = {"ada": (79, 1, True), "bo": (217, 4, False), "cy": (46, 2, True)}
 PHOTOS = Path(__file__).parents[2] / "workflows" / "photos"
@@ -53,7 +53,7 @@ def _digest(path: Path) -> str:
 def _runs(folder: Path) -> dict[str, dict]:
     """Last row of each training curve and the sum of its seconds over resumed runs."""
     runs = {}
-    for path in [*sorted(folder.glob("*.curve.jsonl")), *folder.glob(f"rl/loras/{rl.SHIPPED}.curve.jsonl")]:
+    for path in sorted(folder.glob("*.curve.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         seconds = sum(
             row["seconds"]
@@ -86,8 +86,10 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "told in more forms. The recipe now begins with all of that. The aligner turns what the VLM has read and",
         "answered into the text encoder's tokens; it and the",
         f"LoRA `{guidance.LORA}` were tuned together on stories of the DiT's clips.",
-        f"`{RL_LORA[1]}` was trained on {rl.GROUPS} casts' takes of the whole stack, in pairs ranked by motion, change",
-        "and the likeness of their faces to the photos (`recipes/rl.py`); its curve is beside it.",
+        " and ".join(f"`{name}`" for _, name in RL_LORAS.values()),
+        f"are for both at once. They were trained on {rl.GROUPS} casts' takes by the whole stack",
+        "(`recipes/rl.py`): IPRO climbs the likeness of faces in new takes, DPO ranks pairs by likeness, motion and",
+        "change. Their curves are beside them.",
         "",
         "| run | steps | last loss | hours on this machine |",
         "|---|---|---|---|",
@@ -102,8 +104,9 @@ def _card(folder: Path, scores: dict[str, dict[str, float]]) -> str:
         "|---|---|---|",
         *[f"| {part} | {name} | {value:.3f} |" for part, values in scores.items() for name, value in values.items()],
         "",
-        f"Train them anew with `{REMAKE}`, and the LoRA of its takes with `{REMAKE_RL}`; every run is seeded and",
-        "resumes where it stopped.",
+        f"Train them anew with `{REMAKE}`, and then the LoRAs of",
+        f"its takes with `{REMAKE_RL} && python -m idcrafter.nano install rl`;",
+        "every run is seeded and resumes where it stopped.",
         "",
     ]
     return "\n".join(lines)
@@ -157,12 +160,14 @@ def _write_bundle(file: str, name: str, about: str, entries: dict[str, dict]) ->
 
 
 def install_rl(folder: Path) -> None:
-    """Copies the shipped run's LoRA and curve, if ``folder`` has them; they come from what was installed before."""
-    kind, name = RL_LORA
-    path = folder / RL_RUN
-    if path.is_file():
-        _copy(path, kind, name)
-        _copy(path.with_suffix(".curve.jsonl"), kind, Path(name).with_suffix(".curve.jsonl").name)
+    """Copies the shipped runs' LoRAs and curves from ``folder``; they were trained on what was installed before."""
+    paths = {run: folder / f"{run}.safetensors" for run in RL_LORAS}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"'{path}' is not there; '{REMAKE_RL}' makes it.")
+    for run, (kind, name) in RL_LORAS.items():
+        _copy(paths[run], kind, name)
+        _copy(paths[run].with_suffix(".curve.jsonl"), kind, Path(name).with_suffix(".curve.jsonl").name)
 
 
 def install(folder: Path) -> None:
@@ -205,7 +210,6 @@ def install(folder: Path) -> None:
         _copy(path, "/".join(VLM))
     for kind, name in GUIDANCE:
         _copy(folder / name, kind)
-    install_rl(folder / "rl" / "loras")
     write_photos()
     write_clip()
     scores = {

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from idcrafter.collect import plan
-from idcrafter.nano import world
+from idcrafter.nano import install, world
+from idcrafter.nano.__main__ import main
 from idcrafter.nano.recipes import rl
 
 
@@ -46,8 +47,32 @@ def test_the_table_is_of_training_identities_and_fits_the_graph(tmp_path, monkey
 def test_runs():
     runs = rl.all_runs()
     names = [run.name for run in runs]
+    assert set(rl.SHIPPED) <= set(names) and set(rl.STACKED) <= set(rl.METHODS)
     assert len(set(names)) == len(names) == 3 * (len(rl.METHODS) + 2)
     assert {run.method for run in runs} == set(rl.METHODS) == set(rl.TUNING)
     assert all(run.permute == run.name.startswith("permuted") for run in runs)
     with pytest.raises(ValueError, match="no run 'nft-9'"):
         rl.train(rl.Path("nowhere"), ["nft-9"])
+
+
+def test_only_the_shipped_loras_are_installed(tmp_path, monkeypatch):
+    weights, trained = tmp_path / "weights", tmp_path / "rl" / "loras"
+    monkeypatch.setattr(install, "WEIGHTS", weights)
+    trained.mkdir(parents=True)
+    for run in rl.all_runs():
+        for end in (".safetensors", ".curve.jsonl"):
+            (trained / f"{run.name}{end}").write_text(run.name + end)
+    last = trained / f"{rl.SHIPPED[-1]}.safetensors"
+    text = last.read_text()
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{last.name}' is not there; 'python -m idcrafter.nano rl --only"):
+        main(["install", "rl", "--dir", str(tmp_path)])
+    assert not weights.exists()
+    last.write_text(text)
+    main(["install", "rl", "--dir", str(tmp_path)])
+    found = {path.relative_to(weights).as_posix(): path.read_text() for path in weights.rglob("*") if path.is_file()}
+    expected = {}
+    for run, (kind, name) in install.RL_LORAS.items():
+        expected[f"{kind}/{name}"] = f"{run}.safetensors"
+        expected[f"{kind}/{name.replace('.safetensors', '.curve.jsonl')}"] = f"{run}.curve.jsonl"
+    assert found == expected and len(found) == 2 * len(rl.SHIPPED)

@@ -10,7 +10,7 @@ import torch
 from idcrafter.nano import install, world
 from idcrafter.nano.recipes import text
 
-SHARE_OF_MEGABYTES = 72
+SHARE_OF_MEGABYTES = 73
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The nano stack with and without the LoRA of its own takes, on a real server: the same seeds, side by side."""
+"""The nano stack with and without the LoRAs of its own takes, on a real server: the same seeds, side by side."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from support import video
 
 GRAPH = Path(__file__).resolve().parents[2] / "workflows" / "api" / "before_after.json"
-LORA, STEPS, TAKES, PICK, VIDEO = "12", "14", ("15", "16"), ("21", "22"), "26"  # node ids
+LORAS, STEPS, TAKES, PICK, VIDEO = ("12", "28"), "14", ("15", "16"), ("21", "22"), "26"  # node ids
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_without_strength_both_are_the_same(run, graph):
     graph[STEPS]["inputs"]["steps"] = 4
     for node in TAKES:
         graph[node]["inputs"]["takes"] = 2
-    graph[LORA]["inputs"]["strength"] = 0.0
+    for node in LORAS:
+        graph[node]["inputs"]["strength"] = 0.0
     done = run(graph)
     assert [take["score"] for take in done.before] == [take["score"] for take in done.after]
     left, _, right = np.split(done.clip.astype(np.float64), [384, 400], axis=2)
