@@ -84,6 +84,16 @@ def result(few_draws):
     return rl.result_of({name: {"steps": "9"} for name in measured}, measured)
 
 
+def test_rows_are_files_and_the_two_that_are_worn_together(tmp_path):
+    first, second = rl.STACKED
+    for name in (f"{first}-0", f"{second}-0", f"{first}-1", "nft-0", "somebody's"):
+        (tmp_path / f"{name}.safetensors").touch()
+    found = {name: [path.stem for path in paths] for name, paths in rl.rows_in(tmp_path).items()}
+    alone = {name: [name] for name in (f"{first}-0", f"{second}-0", f"{first}-1", "nft-0")}
+    assert found == {"before": [], **alone, f"{first}_{second}-0": [f"{first}-0", f"{second}-0"]}
+    assert set(rl.rows_in(tmp_path, ["nft-0", f"{first}_{second}-0"])) == {"before", "nft-0", f"{first}_{second}-0"}
+
+
 def test_the_best_method_and_its_seeds(result):
     assert result["best_method"] == "nft" and result["methods"]["nft"]["seeds"] == [0, 1]
     assert result["relative_gain"] == pytest.approx(0.2, abs=0.05) and result["monitor_gain_low"] > 0
