@@ -1,9 +1,9 @@
 """What reinforcement learning on the nano stack's own takes does for people whom nobody has trained on.
 
-A row is a LoRA of `idcrafter/nano/recipes/rl.py` (METHOD-SEED.safetensors in the folder of --loras), or the two that
-are made to be worn together, of one seed (`ipro_dpo`), or `before`, the model without any. All rows make the same
-clips: two sealed identities in the world of crowds, with stories, references and noise that no collection has seen.
-LoRAs of another model than the bundle's are refused.
+A row is a LoRA of `idcrafter/nano/recipes/rl.py` (METHOD-SEED.safetensors in the folder of --loras, or those that come
+with the pack), or the two that are worn together, of one seed (`ipro_dpo`), or `before`, the model without any. All
+rows make the same clips: two sealed identities in the world of crowds, with stories, references and noise that no
+collection has seen. LoRAs of another model than the bundle's are refused.
 
 The measures of a clip (means over clips, with 95 % bootstrap intervals):
 
@@ -45,12 +45,12 @@ inprocess.prepare_path()
 
 import _relation_scores as relations  # noqa: E402 - it imports idcrafter
 
+from idcrafter.nano import install  # noqa: E402
 from idcrafter.nano.recipes.rl import STACKED  # noqa: E402
 from idcrafter.rewards import identity, motion, opens2v  # noqa: E402
 
 CLIPS = 64
 MONITOR = "idcrafter_nano_monitor"
-LORAS = inprocess.ROOT / "nano-training" / "rl" / "loras"
 BEFORE, PERMUTED, GAMED = "before", "permuted", "gamed"
 CONTROLS = (PERMUTED, GAMED)
 MEASURES = (
@@ -79,17 +79,17 @@ class RlBench(ablation.Bench):
         hashes = module("idcrafter.rollouts.provenance").patcher_hashes(self.stack.model, self.files.sha256_of)
         self.policy = hashes["policy"]
 
-    def lora_row(self, name: str, paths: Sequence[Path] = ()) -> ablation.Row:
-        """The row of a LoRA or of several at once, or of the model without; ValueError for another model's."""
+    def lora_row(self, name: str, files: dict[str, Path]) -> ablation.Row:
+        """The row of all LoRAs in `files` (by run) at once; ValueError for those of another model."""
         model, digests, facts = self.stack.model, {}, {}
-        for path in paths:
+        for run, path in files.items():
             said = self.files.read_header(path).metadata
             if said.get("policy") != self.policy:
                 raise ValueError(f"'{path.name}' was trained on another model than the bundle's; train it again.")
             model = self.lora.apply_lora(model, self.lora.load_lora(path, model).weights, 1.0)
-            digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[f"{run}.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
             known = {key: said[key] for key in ("method", "steps", "rank", "seed", "data")}
-            facts[path.stem] = known | {"sha256": digests[path.name]}
+            facts[run] = known | {"sha256": digests[f"{run}.safetensors"]}
         return ablation.Row(name, model, None, {"loras": facts}, self._key(name, digests))
 
     def measure(self, clip: ablation.Clip, frames: torch.Tensor) -> dict:
@@ -118,14 +118,21 @@ class RlBench(ablation.Bench):
         }
 
 
-def rows_in(folder: Path, only: Sequence[str] | None = None) -> dict[str, tuple[Path, ...]]:
-    """The files of each row that can be made of a folder's LoRAs, or of those named in `only`; `before` has none."""
-    rows = {path.stem: (path,) for path in sorted(folder.glob("*.safetensors")) if _FILE.fullmatch(path.stem)}
-    for seed in sorted({_FILE.fullmatch(name)["seed"] for name in rows}):
+def loras_in(folder: Path | None) -> dict[str, Path]:
+    """Files by run: those of a folder that the recipe trained into, or without one those that come with the pack."""
+    if folder is None:
+        return {run: install.WEIGHTS / kind / name for run, (kind, name) in install.RL_LORAS.items()}
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors")) if _FILE.fullmatch(path.stem)}
+
+
+def rows_of(loras: dict[str, Path], only: Sequence[str] | None = None) -> dict[str, dict[str, Path]]:
+    """The files of each row that can be made of LoRAs, or of those named in `only`; `before` has none."""
+    rows = {run: {run: path} for run, path in loras.items()}
+    for seed in sorted({_FILE.fullmatch(run)["seed"] for run in loras}):
         parts = [f"{method}-{seed}" for method in STACKED]
-        if all(part in rows for part in parts):
-            rows[f"{STACK}-{seed}"] = tuple(path for part in parts for path in rows[part])
-    return {BEFORE: ()} | {name: paths for name, paths in rows.items() if only is None or name in only}
+        if all(part in loras for part in parts):
+            rows[f"{STACK}-{seed}"] = {part: loras[part] for part in parts}
+    return {BEFORE: {}} | {name: files for name, files in rows.items() if only is None or name in only}
 
 
 def summarise(clips: Sequence[dict]) -> dict:
@@ -215,15 +222,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for the result")
     parser.add_argument("--quick", action="store_true", help="an eighth of the clips")
-    parser.add_argument("--loras", type=Path, default=LORAS, help="folder of their files (default: %(default)s)")
+    parser.add_argument("--loras", type=Path, help="folder of trained runs (default: those that come with the pack)")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these, as nft-0, instead of all that are there")
     parser.add_argument("--clips", type=int, default=CLIPS, help="default: %(default)s")
     parser.add_argument("--work", type=Path, help="folder for what is done, and sheets (default: FILE's name, -work)")
     arguments = parser.parse_args()
-    files = rows_in(arguments.loras, arguments.only)
+    files = rows_of(loras_in(arguments.loras), arguments.only)
     if len(files) == 1:
         parser.error(
-            f"no LoRAs in '{arguments.loras}'; train them by 'python -m idcrafter.nano rl', or say where by --loras"
+            f"no such LoRAs in '{arguments.loras or 'the pack'}'; 'python -m idcrafter.nano rl' trains them into a "
+            "folder, which --loras names"
         )
     work = scores.Work(arguments.work or arguments.json.with_name(f"{arguments.json.stem}-work"))
     with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +241,7 @@ def main() -> None:
         set_progress_bar_enabled(False)
         with torch.inference_mode():
             bench = RlBench(max(1, arguments.clips // (8 if arguments.quick else 1)))
-            rows = [bench.lora_row(name, paths) for name, paths in files.items()]
+            rows = [bench.lora_row(name, own) for name, own in files.items()]
             measured = ablation.run_rows(bench, rows, work, {})
     result = result_of({row.name: row.facts for row in rows}, measured)
     result |= {"steps": bench.steps, "cfg_text": nano.CFG_TEXT, "cfg_images": nano.CFG_IMAGES}

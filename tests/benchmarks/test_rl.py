@@ -84,14 +84,21 @@ def result(few_draws):
     return rl.result_of({name: {"steps": "9"} for name in measured}, measured)
 
 
-def test_rows_are_files_and_the_two_that_are_worn_together(tmp_path):
+def test_rows_are_loras_and_the_two_that_are_worn_together(tmp_path):
     first, second = rl.STACKED
     for name in (f"{first}-0", f"{second}-0", f"{first}-1", "nft-0", "somebody's"):
         (tmp_path / f"{name}.safetensors").touch()
-    found = {name: [path.stem for path in paths] for name, paths in rl.rows_in(tmp_path).items()}
+    loras = rl.loras_in(tmp_path)
+    found = {name: [path.stem for path in files.values()] for name, files in rl.rows_of(loras).items()}
     alone = {name: [name] for name in (f"{first}-0", f"{second}-0", f"{first}-1", "nft-0")}
     assert found == {"before": [], **alone, f"{first}_{second}-0": [f"{first}-0", f"{second}-0"]}
-    assert set(rl.rows_in(tmp_path, ["nft-0", f"{first}_{second}-0"])) == {"before", "nft-0", f"{first}_{second}-0"}
+    assert set(rl.rows_of(loras, ["nft-0", f"{first}_{second}-0"])) == {"before", "nft-0", f"{first}_{second}-0"}
+
+
+def test_the_packs_own_loras_are_a_row_each_and_one_together():
+    loras = rl.loras_in(None)
+    assert all(path.is_file() for path in loras.values())
+    assert set(rl.rows_of(loras)) == {"before", *loras, f"{rl.STACK}-0"} and len(loras) == 2
 
 
 def test_the_best_method_and_its_seeds(result):
