@@ -27,8 +27,11 @@ def graph_of(name, **changes):
 def output(comfyui_server):
     """The server's output folder without rollouts and trainings."""
     folder = comfyui_server.base / "output"
-    for name in ("idcrafter/rollouts", "idcrafter_training", "loras"):
+    for name in ("idcrafter/rollouts", "idcrafter_training"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    # The folder stays: once it has listed it, ComfyUI cannot list LoRAs without it.
+    for path in folder.glob("loras/*"):
+        path.unlink()
     return folder
 
 
