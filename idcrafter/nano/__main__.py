@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     place = commands.add_parser("install", help="copy trained weights into the pack")
     place.add_argument(
         "part", nargs="?", choices=("all", "rl"), default="all",
-        help="all parts, with the bundles and the card, or the LoRA that 'rl' made (default: %(default)s)",
+        help="all parts, with the bundles and the card, or the LoRAs that 'rl' made (default: %(default)s)",
     )  # fmt: skip
     for command in (train, learn, place):
         command.add_argument(

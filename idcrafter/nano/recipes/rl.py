@@ -75,7 +75,7 @@ class Tuning:
 # Ours. One round of takes must move the model far, so what holds it near is weaker than the authors have it. DPO sees
 # the best two takes of a group with its worst two: those between hardly differ. Rewarded for faces alone, it learns
 # that nobody moves and nobody hides behind another, whatever the story says: motion and change hold against that. IPRO
-# climbs the likeness of faces that are there, which asks nobody to come out.
+# climbs the likeness of faces that are there, and costs the story least.
 _MOVING = "identity=1, motion=0.2, change=0.4"
 TUNING = {
     "dpo": Tuning(80, 5e-4, groups=4, takes=4, rewards=_MOVING),
